@@ -1,0 +1,1 @@
+"""The real implementations of the ports: they translate and decide nothing about Cargo."""

@@ -1,0 +1,112 @@
+"""Where may an upstream's own words send us? The guard against request forgery through `dl`.
+
+An upstream names hosts in the `dl` and `api` of its `config.json` and in redirects. Those are
+untrusted input (CVE-2026-0600, CVE-2025-59346 and their kin): a link-local or metadata address is
+never followed, a private one only where the host is the configured index's own, or the operator
+listed it in `allow_hosts`. Names are judged by what they resolve to, at the moment of connecting:
+a name that was public a second ago may be 127.0.0.1 now. The configured index origin itself is
+trusted, on whatever network it lies.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+from urllib.parse import urlsplit
+
+Address = IPv4Address | IPv6Address
+
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+_NEVER: Final = tuple(
+    ip_network(text)
+    for text in (
+        "169.254.0.0/16",  # link-local; the metadata service of most clouds
+        "fe80::/10",
+        "fd00:ec2::254/128",  # the metadata service over IPv6
+        "100.100.100.200/32",  # another cloud's
+        "0.0.0.0/8",
+        "::/128",
+        "224.0.0.0/4",
+        "ff00::/8",
+        "255.255.255.255/32",
+    )
+)
+_SHARED: Final = ip_network("100.64.0.0/10")  # carrier-grade NAT: inside, though not "private"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port (RFC 6454): what credentials are bound to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @staticmethod
+    def of(url: str) -> "Origin":
+        """Return the origin of an absolute http(s) URL. Raises ValueError for any other."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an absolute http(s) address")
+        port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else 80)
+        return Origin(parts.scheme, parts.hostname.rstrip("."), port)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressGuard:
+    """Which addresses requests on behalf of one upstream may go to.
+
+    `allow_hosts` holds host names, addresses and networks, as the operator wrote them.
+    """
+
+    own: Origin
+    allow_hosts: tuple[str, ...] = ()
+
+    def objection(self, host: str, address: str) -> str | None:
+        """Return why `host`, which resolved to `address`, must not be asked; None if it may be."""
+        plain = _unmapped(ip_address(address.partition("%")[0]))
+        if host.rstrip(".").lower() == self.own.host.lower():
+            return None
+        if any(plain.version == network.version and plain in network for network in _NEVER):
+            return f"{host} ({plain}) is a link-local, metadata or otherwise forbidden address"
+        if not _is_inside(plain) or self._is_allowed(host, plain):
+            return None
+        return f"{host} ({plain}) is a private address; allow_hosts may list it"
+
+    def _is_allowed(self, host: str, address: Address) -> bool:
+        for entry in self.allow_hosts:
+            if entry.lower() == host.rstrip(".").lower():
+                return True
+            try:
+                network = ip_network(entry, strict=False)
+            except ValueError:
+                continue
+            if network.version == address.version and address in network:
+                return True
+        return False
+
+
+def literal_address(host: str) -> str | None:
+    """Return `host` if it is an IP address rather than a name."""
+    try:
+        return str(ip_address(host.strip("[]").partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def _unmapped(address: Address) -> Address:
+    """Look through the IPv6 forms that carry an IPv4 address: mapped, 6to4, NAT64."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def _is_inside(address: Address) -> bool:
+    if isinstance(address, IPv4Address) and address in _SHARED:
+        return True
+    return not address.is_global

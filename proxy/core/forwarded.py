@@ -1,0 +1,155 @@
+"""By which address did the client reach us? What we write into `config.json` depends on it.
+
+A wrong answer sends every later download to a place that the client cannot reach, or that somebody
+else chose. So: `public_url` decides where it is given; otherwise the request's own scheme and Host,
+or X-Forwarded-Proto, -Host, -Prefix and -For where the peer is a trusted proxy (the last value of a
+list is the one that the trusted peer wrote; for -For, the last that is not itself trusted). What a
+stranger forwards is ignored. `0.0.0.0` and `[::]` are never anybody's address: in their place stands
+the local address of this very connection.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+
+_HOST: Final = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9])?\.?)(?::(?P<port>\d{1,5}))?",
+    re.ASCII,
+)
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How a request came in: facts of the connection and the headers that bear on its address.
+
+    `peer` and `local` are the two ends of the socket (None on a Unix socket).
+    """
+
+    scheme: str
+    host: str | None
+    peer: Address | None
+    local: tuple[str, int] | None
+    forwarded_proto: str | None = None
+    forwarded_host: str | None = None
+    forwarded_prefix: str | None = None
+    forwarded_for: str | None = None
+
+    @property
+    def has_forwarded(self) -> bool:
+        """Whether any of the X-Forwarded headers is there."""
+        return (
+            self.forwarded_proto is not None
+            or self.forwarded_host is not None
+            or self.forwarded_prefix is not None
+            or self.forwarded_for is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRules:
+    """What the operator said about addresses; see `server.*` of the configuration."""
+
+    public_urls: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+
+
+class BadHost(ValueError):
+    """The Host (or what a trusted proxy forwarded of it) is malformed or not allowed."""
+
+
+def is_trusted(peer: Address | None, rules: AddressRules) -> bool:
+    """Tell whether `peer` is a proxy whose X-Forwarded-* is believed."""
+    if peer is None:
+        return False
+    if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
+        peer = peer.ipv4_mapped
+    return any(peer in network for network in rules.trusted_proxies)
+
+
+def base_url(reached: Reached, rules: AddressRules) -> str:
+    """Return the absolute address of our root for this client, with no slash at the end.
+
+    Raises BadHost.
+    """
+    trusted = is_trusted(reached.peer, rules)
+    host = reached.host
+    if trusted and reached.forwarded_host is not None:
+        host = _last(reached.forwarded_host)
+    if host is not None and _HOST.fullmatch(host) is None:
+        raise BadHost("the Host header is not a host name")
+    if rules.allowed_hosts and (host is None or not _is_allowed(host, rules.allowed_hosts)):
+        raise BadHost("this host name is not served here (see server.allowed_hosts)")
+    if rules.public_urls:
+        return _public_url(host, rules.public_urls)
+    scheme = reached.scheme
+    if trusted and reached.forwarded_proto is not None:
+        forwarded = _last(reached.forwarded_proto).lower()
+        scheme = forwarded if forwarded in ("http", "https") else scheme
+    prefix = ""
+    if trusted and reached.forwarded_prefix is not None:
+        forwarded = _last(reached.forwarded_prefix)
+        prefix = forwarded.rstrip("/") if _PREFIX.fullmatch(forwarded) else ""
+    return f"{scheme}://{_reachable(host, reached.local)}{prefix}"
+
+
+def client_address(reached: Reached, rules: AddressRules) -> str:
+    """Return the address of the client itself, for logs and limits."""
+    if is_trusted(reached.peer, rules) and reached.forwarded_for is not None:
+        for hop in reversed(reached.forwarded_for.split(",")):
+            try:
+                address = ip_address(hop.strip())
+            except ValueError:
+                break
+            if not is_trusted(address, rules):
+                return str(address)
+    return str(reached.peer) if reached.peer is not None else "local"
+
+
+def _last(header: str) -> str:
+    return header.rpartition(",")[2].strip()
+
+
+def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
+    bare = _bare(host)
+    return any(host.lower() == one.lower() or bare == one.lower() for one in allowed)
+
+
+def _bare(host: str) -> str:
+    match = _HOST.fullmatch(host)
+    return match["host"].lower().rstrip(".") if match is not None else host.lower()
+
+
+def _public_url(host: str | None, public_urls: tuple[str, ...]) -> str:
+    """Choose the public address that the client used, or the first where it used none of them."""
+    if host is not None:
+        for url in public_urls:
+            parts = urlsplit(url)
+            if host.lower() == parts.netloc.lower() or _bare(host) == (parts.hostname or ""):
+                return url.rstrip("/")
+    return public_urls[0].rstrip("/")
+
+
+def _reachable(host: str | None, local: tuple[str, int] | None) -> str:
+    if host is not None and not _is_unspecified(_bare(host)):
+        return host
+    match = _HOST.fullmatch(host) if host is not None else None
+    address, port = local if local is not None else ("127.0.0.1", 80)
+    if match is not None and match["port"] is not None:
+        port = int(match["port"])
+    if _is_unspecified(address):
+        address = "127.0.0.1"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,123 @@
+"""The URLs of the contract: a raw request path to what it asks for.
+
+The path is split before it is decoded, and each segment is decoded once, so that `%2F` can never
+become a slash. `+` in a version comes literally or as `%2B`. Empty segments (`//`, from a `dl` that
+ends in a slash) are skipped. What a crate or a version may look like is `names`' word; nothing here
+knows which registries exist.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from proxy.core.names import (
+    is_crate_name,
+    is_registry_name,
+    is_sha256,
+    is_version,
+    name_of_index_path,
+)
+from proxy.core.registry_config import CHECKSUM_MARKER
+
+_PATH_MAX_CHARS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """`/{registry}/index/config.json`."""
+
+    registry: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFile:
+    """`/{registry}/index/se/rd/serde`; `name` is None when the path is no name's canonical path."""
+
+    registry: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CrateFile:
+    """`/{registry}/crates/...` or the API's download path; `sha256` is None where it has none.
+
+    `crate` and `version` are None when they are not even well formed.
+    """
+
+    registry: str
+    crate: str | None
+    version: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiCall:
+    """`/{registry}/api/v1/...`; `rest` is what follows `/api/v1`, still percent-encoded."""
+
+    registry: str
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that is not a registry: `/`, `/-/...` and the aliases."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nowhere:
+    """No URL of ours: an index address without `/index/`, or anything else."""
+
+    first_segment: str
+
+
+Route = ConfigFile | IndexFile | CrateFile | ApiCall | Page | Nowhere
+
+_ALIASES: Final = {"healthz", "readyz", "metrics"}
+
+
+def route(raw_path: str) -> Route:
+    """Read the path of a request target, without query, percent-encoded as it came."""
+    if len(raw_path) > _PATH_MAX_CHARS:
+        return Nowhere("")
+    raw = [segment for segment in raw_path.split("/") if segment]
+    segments = [_decode(segment) for segment in raw]
+    if not segments:
+        return Page("/")
+    first = segments[0]
+    if first == "-" or (len(segments) == 1 and first in _ALIASES):
+        return Page("/-/" + "/".join(segments[first == "-" :]))
+    if not is_registry_name(first):
+        return Nowhere(first)
+    match segments[1:]:
+        case ["index", "config.json"]:
+            return ConfigFile(first)
+        case ["index", *path] if path:
+            return IndexFile(first, name_of_index_path("/".join(path)))
+        case ["crates", crate, version, last]:
+            return _crate_file(first, crate, version, last)
+        case ["api", "v1", "crates", crate, version, "download"]:
+            return _crate_file(first, crate, version, "download")
+        case ["api", "v1", *_]:
+            return ApiCall(first, "/" + "/".join(raw[3:]))
+        case _:
+            return Nowhere(first)
+
+
+def _crate_file(registry: str, crate: str, version: str, last: str) -> CrateFile:
+    if not is_crate_name(crate) or not is_version(version):
+        return CrateFile(registry, None, None, None)
+    if last in ("download", CHECKSUM_MARKER):
+        return CrateFile(registry, crate, version, None)
+    if is_sha256(last):
+        return CrateFile(registry, crate, version, last)
+    return CrateFile(registry, None, None, None)
+
+
+def _decode(segment: str) -> str:
+    try:
+        text = unquote_to_bytes(segment).decode("ascii")
+    except UnicodeDecodeError:
+        return "\ufffd"
+    return "\ufffd" if "/" in text or "\0" in text else text

@@ -1,0 +1,122 @@
+r"""One file of a sparse index: lines of JSON, one version each.
+
+The bytes are the upstream's own and travel unchanged (cargo skips what it does not understand, and
+fields unknown to us must survive), so nothing here writes a line. Two things are read from them:
+
+- `check`: may these bytes be believed to be the index file of this crate at all? A login page, an
+  empty body, half a file and another crate's file may not. Cargo would take each of them with a
+  200 for "no matching package", and keep it.
+- `checksums_of`: which SHA-256 do they give for a version? One line is parsed, not the file: the
+  largest files have thousands of lines.
+
+Blank lines, CRLF and a missing last newline are what cargo accepts, so they are accepted.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.core.names import is_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class NotAnIndexFile:
+    """Why a body cannot be this crate's index file, in one line for a log or an error."""
+
+    reason: str
+
+
+_REASON_MAX_CHARS: Final = 80
+
+
+def check(body: bytes, name: str) -> NotAnIndexFile | None:
+    """Return why `body` is not the index file of `name`, or None if it is.
+
+    Every line must be a JSON object, and every line that has a `name` must have this one (in any
+    case). At least one line must have `name` and `vers`.
+    """
+    versions = 0
+    for number, line in enumerate(body.split(b"\n"), start=1):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            entry: object = json.loads(text)
+        except (ValueError, RecursionError):
+            shown = text[:_REASON_MAX_CHARS].decode("utf-8", "replace")
+            return NotAnIndexFile(f"line {number} is not JSON: {shown!r}")
+        if not isinstance(entry, dict):
+            return NotAnIndexFile(f"line {number} is not a JSON object")
+        found = entry.get("name")
+        if found is None:
+            continue
+        if not isinstance(found, str) or found.lower() != name.lower():
+            shown = str(found)[:_REASON_MAX_CHARS]
+            return NotAnIndexFile(f"line {number} is about {shown!r}, not {name!r}")
+        versions += isinstance(entry.get("vers"), str)
+    if versions == 0:
+        return NotAnIndexFile("it has no version in it")
+    return None
+
+
+def checksums_of(body: bytes, crate: str, version: str) -> tuple[str, ...]:
+    """Return the checksums that `body` gives for `version` of `crate`, in the order of the lines.
+
+    Usually one or none. A line counts if cargo could choose it: the name in its original case, the
+    version to the letter (`1.0.0+a` is not `1.0.0`), a `cksum` of 64 hexadecimal digits. Those in
+    capitals come out lowered.
+    """
+    # The compact form is what every registry writes; the second look is for one that does not.
+    found = _checksums(body, crate, version, b'"vers":' + json.dumps(version).encode())
+    return found or _checksums(body, crate, version, b'"vers"')
+
+
+def _checksums(body: bytes, crate: str, version: str, needle: bytes) -> tuple[str, ...]:
+    checksums = []
+    at = body.find(needle)
+    while at >= 0:
+        start = body.rfind(b"\n", 0, at) + 1
+        end = body.find(b"\n", at)
+        end = len(body) if end < 0 else end
+        checksum = _checksum_of_line(body[start:end], crate, version)
+        if checksum is not None:
+            checksums.append(checksum)
+        at = body.find(needle, end)
+    return tuple(checksums)
+
+
+def _checksum_of_line(line: bytes, crate: str, version: str) -> str | None:
+    try:
+        entry: object = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or entry.get("name") != crate or entry.get("vers") != version:
+        return None
+    cksum = entry.get("cksum")
+    if not isinstance(cksum, str) or not is_sha256(cksum.lower()):
+        return None
+    return cksum.lower()
+
+
+def versions_of(body: bytes) -> tuple[tuple[str, str, str], ...]:
+    """Return (name, version, checksum) of every line that has all three, in order.
+
+    This parses the whole file: for maintenance, never for answering a request.
+    """
+    rows = []
+    for line in body.split(b"\n"):
+        try:
+            entry: object = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict):
+            continue
+        name, vers, cksum = entry.get("name"), entry.get("vers"), entry.get("cksum")
+        if (
+            isinstance(name, str)
+            and isinstance(vers, str)
+            and isinstance(cksum, str)
+            and is_sha256(cksum.lower())
+        ):
+            rows.append((name, vers, cksum.lower()))
+    return tuple(rows)
