@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAsked:
-    """One request to an upstream ended. `outcome`: found, unchanged, absent, or a failure's word."""
+    """One request to an upstream ended. `outcome`: found, unchanged, absent or a failure's."""
 
     upstream: str
     kind: Kind

@@ -4,8 +4,8 @@ A wrong answer sends every later download to a place that the client cannot reac
 else chose. So: `public_url` decides where it is given; otherwise the request's own scheme and Host,
 or X-Forwarded-Proto, -Host, -Prefix and -For where the peer is a trusted proxy (the last value of a
 list is the one that the trusted peer wrote; for -For, the last that is not itself trusted). What a
-stranger forwards is ignored. `0.0.0.0` and `[::]` are never anybody's address: in their place stands
-the local address of this very connection.
+stranger forwards is ignored. `0.0.0.0` and `[::]` are nobody's address: in their place stands the
+local address of this very connection.
 """
 
 import re

@@ -1,9 +1,9 @@
-"""Is an upstream failing right now? A memory of seconds, so that an outage costs one wait, not many.
+"""Is an upstream failing right now? A memory of seconds: an outage costs one wait, not many.
 
-A resolve asks level by level, five to fifteen levels deep; if each level waited for a dead upstream,
-`cargo update` would crawl through every outage. After a failure that tells of the upstream itself,
-requests that hold a usable copy are served it at once for a while; the first after that asks again.
-Requests that hold nothing always ask: this memory never turns into an answer of its own.
+A resolve asks level by level, five to fifteen levels deep; if each level waited for a dead
+upstream, `cargo update` would crawl through every outage. After a failure that tells of the
+upstream itself, requests that hold a usable copy are served it at once for a while; the first after
+that asks again. Requests that hold nothing always ask: this memory is never an answer of its own.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """How much the blob store may hold, and how much must go: sizes, marks and free space.
 
-A file costs whole blocks of the file system (`BLOCK_BYTES`). Space is reserved before it is written.
-Eviction starts when a reservation would cross a limit and goes on to a little below it, so that it
-does not start anew at the next crate.
+A file costs whole blocks of the file system (`BLOCK_BYTES`). Space is reserved before it is
+written. Eviction starts when a reservation would cross a limit and goes on to a little below it, so
+that it does not start anew at the next crate.
 """
 
 from dataclasses import dataclass
