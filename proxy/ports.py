@@ -66,8 +66,10 @@ class CrateBody(Protocol):
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the bytes as they arrive, once. Raises UpstreamFailure when they break off,
-        stall, or exceed the ceiling; ending without raising means that the framing was complete.
+        """Yield the bytes as they arrive, once.
+
+        Raises UpstreamFailure when they break off, stall, or exceed the ceiling; ending without
+        raising means that the framing was complete.
         """
         ...
 
@@ -99,7 +101,7 @@ class Upstream(Protocol):
         ...
 
     async def api_get(self, url: str) -> ApiAnswer:
-        """Ask its web API, without anybody's credentials but its own where the origin is its own."""
+        """Ask its web API, with the upstream's own credentials where the origin is its own."""
         ...
 
 

@@ -9,7 +9,7 @@ trusted, on whatever network it lies.
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,8 +21,11 @@ _NEVER: Final = tuple(
     for text in (
         "169.254.0.0/16",  # link-local; the metadata service of most clouds
         "fe80::/10",
-        "fd00:ec2::254/128",  # the metadata service over IPv6
-        "100.100.100.200/32",  # another cloud's
+        "fd00:ec2::/32",  # metadata and credentials of AWS over IPv6
+        "fd20:ce::254/128",  # Google's
+        "100.100.100.200/32",  # Alibaba's
+        "192.0.0.192/32",  # Oracle's
+        "168.63.129.16/32",  # Azure's host agent, behind a public number
         "0.0.0.0/8",
         "::/128",
         "224.0.0.0/4",
@@ -30,7 +33,13 @@ _NEVER: Final = tuple(
         "255.255.255.255/32",
     )
 )
-_SHARED: Final = ip_network("100.64.0.0/10")  # carrier-grade NAT: inside, though not "private"
+# `is_global` differs between versions of Python; these are inside, whatever it says.
+_INSIDE: Final = (
+    IPv4Network("100.64.0.0/10"),  # carrier-grade NAT
+    IPv4Network("192.0.0.0/24"),  # IETF protocol assignments
+)
+# All of IPv6 that is handed out. Outside lie the forms that carry an IPv4 address nobody routes to.
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +54,11 @@ class Origin:
     def of(url: str) -> "Origin":
         """Return the origin of an absolute http(s) URL. Raises ValueError for any other."""
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        host = (parts.hostname or "").rstrip(".")
+        if parts.scheme not in ("http", "https") or not host:
             raise ValueError("not an absolute http(s) address")
         port = parts.port if parts.port is not None else (443 if parts.scheme == "https" else 80)
-        return Origin(parts.scheme, parts.hostname.rstrip("."), port)
+        return Origin(parts.scheme, host, port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,6 @@ def _unmapped(address: Address) -> Address:
 
 
 def _is_inside(address: Address) -> bool:
-    if isinstance(address, IPv4Address) and address in _SHARED:
-        return True
-    return not address.is_global
+    if isinstance(address, IPv4Address):
+        return not address.is_global or any(address in network for network in _INSIDE)
+    return not address.is_global or address not in _GLOBAL_UNICAST

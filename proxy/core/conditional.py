@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Final
 
-_ENTITY_TAG: Final = re.compile(r'\s*(?:W/)?("[^"]*")\s*(?:,|$)')
-_BARE_TAG: Final = re.compile(r'\s*([^\s,"]+)\s*(?:,|$)')
+# Empty members of a list are skipped: RFC 9110 section 5.6.1.2.
+_ENTITY_TAG: Final = re.compile(r'[\s,]*(?:W/)?("[^"]*")\s*(?:,|$)')
+_BARE_TAG: Final = re.compile(r'[\s,]*([^\s,"]+)\s*(?:,|$)')
 
 
 def if_none_match_holds(header: str, *etags: str) -> bool:
@@ -53,10 +54,7 @@ def parse_http_date(text: str) -> float | None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    try:
-        return moment.timestamp()
-    except (ValueError, OverflowError):
-        return None
+    return moment.timestamp()
 
 
 def format_http_date(seconds: float) -> str:

@@ -32,6 +32,27 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestServed:
+    """One client's request is over. `subject` is what was asked for, without the query."""
+
+    registry: str
+    kind: Kind
+    how: How
+    status: int
+    duration_s: float
+    sent_bytes: int
+    client: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSent:
+    """An index file was sent; how old the upstream's last word on it was."""
+
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamAsked:
     """One request to an upstream ended. `outcome`: found, unchanged, absent or a failure's."""
 
@@ -44,13 +65,17 @@ class UpstreamAsked:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFailed:
-    """A flight gave up on an upstream, after whatever retries there were."""
+    """A flight gave up on an upstream, after whatever retries there were.
+
+    `news` is False while the upstream is known to be failing: the log has said so already.
+    """
 
     upstream: str
     kind: Kind
     subject: str
     reason: str
     served_stale: bool
+    news: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +146,9 @@ class Evicted:
 
 
 Event = (
-    UpstreamAsked
+    RequestServed
+    | IndexSent
+    | UpstreamAsked
     | UpstreamFailed
     | UpstreamRecovered
     | NameRemoved

@@ -13,12 +13,13 @@ class UpstreamFailure(Exception):
     """The upstream could not answer. `transient`: the same request may succeed in a moment.
 
     `outcome` is the word for metrics. `failing` says whether this tells of an upstream in trouble
-    (and so counts for its health) or only of this one request.
+    (and so counts for its health) or only of this one request. `received_bytes` came before it.
     """
 
     outcome: str = "error"
     transient: bool = True
     failing: bool = True
+    received_bytes: int = 0
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)

@@ -11,6 +11,7 @@ local address of this very connection.
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from itertools import chain
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -68,9 +69,8 @@ def is_trusted(peer: Address | None, rules: AddressRules) -> bool:
     """Tell whether `peer` is a proxy whose X-Forwarded-* is believed."""
     if peer is None:
         return False
-    if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
-        peer = peer.ipv4_mapped
-    return any(peer in network for network in rules.trusted_proxies)
+    plain = _unmapped(peer)
+    return any(plain in network for network in rules.trusted_proxies)
 
 
 def base_url(reached: Reached, rules: AddressRules) -> str:
@@ -109,7 +109,7 @@ def client_address(reached: Reached, rules: AddressRules) -> str:
                 break
             if not is_trusted(address, rules):
                 return str(address)
-    return str(reached.peer) if reached.peer is not None else "local"
+    return str(_unmapped(reached.peer)) if reached.peer is not None else "local"
 
 
 def _last(header: str) -> str:
@@ -117,23 +117,22 @@ def _last(header: str) -> str:
 
 
 def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
-    bare = _bare(host)
-    return any(host.lower() == one.lower() or bare == one.lower() for one in allowed)
+    forms = (host.lower(), _bare(host))
+    return any(one.lower() in forms or one.lower().strip("[]") in forms for one in allowed)
 
 
 def _bare(host: str) -> str:
     match = _HOST.fullmatch(host)
-    return match["host"].lower().rstrip(".") if match is not None else host.lower()
+    return match["host"].lower().rstrip(".").strip("[]") if match is not None else host.lower()
 
 
 def _public_url(host: str | None, public_urls: tuple[str, ...]) -> str:
     """Choose the public address that the client used, or the first where it used none of them."""
-    if host is not None:
-        for url in public_urls:
-            parts = urlsplit(url)
-            if host.lower() == parts.netloc.lower() or _bare(host) == (parts.hostname or ""):
-                return url.rstrip("/")
-    return public_urls[0].rstrip("/")
+    if host is None:
+        return public_urls[0].rstrip("/")
+    exact = (url for url in public_urls if host.lower() == urlsplit(url).netloc.lower())
+    similar = (url for url in public_urls if _bare(host) == urlsplit(url).hostname)
+    return next(chain(exact, similar, public_urls)).rstrip("/")
 
 
 def _reachable(host: str | None, local: tuple[str, int] | None) -> str:
@@ -143,13 +142,20 @@ def _reachable(host: str | None, local: tuple[str, int] | None) -> str:
     address, port = local if local is not None else ("127.0.0.1", 80)
     if match is not None and match["port"] is not None:
         port = int(match["port"])
-    if _is_unspecified(address):
-        address = "127.0.0.1"
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    plain = _unmapped(ip_address(address))
+    if plain.is_unspecified:
+        plain = IPv4Address("127.0.0.1")
+    return f"[{plain}]:{port}" if isinstance(plain, IPv6Address) else f"{plain}:{port}"
 
 
 def _is_unspecified(host: str) -> bool:
     try:
-        return ip_address(host.strip("[]")).is_unspecified
+        return _unmapped(ip_address(host)).is_unspecified
     except ValueError:
         return False
+
+
+def _unmapped(address: Address) -> Address:
+    """Return the IPv4 address of a client that came to a listener for both families."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped

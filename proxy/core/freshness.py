@@ -153,8 +153,9 @@ def _learn_found(held: Snapshot | None, found: Found, now: float) -> Learned:
         )
     if not _is_older(found.validators, held.validators):
         return Learned(Snapshot(found.body, found.validators, now, now), Turn.NONE)
-    since = held.older_since if held.older_since is not None else now
-    if 0 <= now - since < OLDER_COPY_REFUSED_S:
+    # A time from the future (a clock that jumped back) starts anew.
+    since = min(held.older_since, now) if held.older_since is not None else now
+    if now - since < OLDER_COPY_REFUSED_S:
         return Learned(replace(held, confirmed_at=now, older_since=since), Turn.OLDER_REFUSED)
     return Learned(Snapshot(found.body, found.validators, now, now), Turn.OLDER_ACCEPTED)
 

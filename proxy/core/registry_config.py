@@ -21,7 +21,10 @@ CHECKSUM_MARKER: Final = "{sha256-checksum}"
 
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
-    """What an upstream says of itself; URLs as written, save for a slash at the end of `api`."""
+    """What an upstream says of itself; URLs as written, save for a slash at the end of `api`.
+
+    `api` is None where there is none that could be asked: crates can be fetched all the same.
+    """
 
     dl: str
     api: str | None
@@ -41,21 +44,25 @@ def parse(body: bytes) -> RegistryConfig:
     if not isinstance(document, dict):
         raise NotARegistryConfig("config.json is not a JSON object")
     dl, api = document.get("dl"), document.get("api")
+    auth_required = document.get("auth-required", False)
     if not isinstance(dl, str) or not _is_absolute_http(dl):
         raise NotARegistryConfig("config.json has no absolute http(s) address in 'dl'")
-    if api is not None and (not isinstance(api, str) or not _is_absolute_http(api)):
-        raise NotARegistryConfig("config.json has something in 'api' that is no http(s) address")
+    if api is not None and not isinstance(api, str):
+        raise NotARegistryConfig("config.json has something in 'api' that is no string")
+    if not isinstance(auth_required, bool):
+        raise NotARegistryConfig("config.json has neither true nor false in 'auth-required'")
     return RegistryConfig(
         dl=dl,
-        api=api.rstrip("/") if api is not None else None,
-        auth_required=document.get("auth-required") is True,
+        api=api.rstrip("/") if api is not None and _is_absolute_http(api) else None,
+        auth_required=auth_required,
     )
 
 
 def _is_absolute_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname)
+        # Reading the port is what finds one that is no number.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

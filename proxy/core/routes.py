@@ -2,10 +2,12 @@
 
 The path is split before it is decoded, and each segment is decoded once, so that `%2F` can never
 become a slash. `+` in a version comes literally or as `%2B`. Empty segments (`//`, from a `dl` that
-ends in a slash) are skipped. What a crate or a version may look like is `names`' word; nothing here
-knows which registries exist.
+ends in a slash) are skipped. No URL of ours has a segment `.` or `..`, encoded or not, nor a slash
+or anything beyond ASCII within a segment: in an upstream's web API those could lead out of it. What
+a crate or a version may look like is `names`' word; nothing here knows which registries exist.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -20,6 +22,8 @@ from proxy.core.names import (
 from proxy.core.registry_config import CHECKSUM_MARKER
 
 _PATH_MAX_CHARS: Final = 2048
+# RFC 9112 has nothing else in a request target, but HTTP/2 can carry anything in `:path`.
+_VISIBLE: Final = re.compile(r"[!-~]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,12 @@ class Nowhere:
 Route = ConfigFile | IndexFile | CrateFile | ApiCall | Page | Nowhere
 
 _ALIASES: Final = {"healthz", "readyz", "metrics"}
+_UNREADABLE: Final = "\ufffd"
 
 
 def route(raw_path: str) -> Route:
     """Read the path of a request target, without query, percent-encoded as it came."""
-    if len(raw_path) > _PATH_MAX_CHARS:
+    if len(raw_path) > _PATH_MAX_CHARS or _VISIBLE.fullmatch(raw_path) is None:
         return Nowhere("")
     raw = [segment for segment in raw_path.split("/") if segment]
     segments = [_decode(segment) for segment in raw]
@@ -99,7 +104,7 @@ def route(raw_path: str) -> Route:
             return _crate_file(first, crate, version, last)
         case ["api", "v1", "crates", crate, version, "download"]:
             return _crate_file(first, crate, version, "download")
-        case ["api", "v1", *_]:
+        case ["api", "v1", *rest] if _UNREADABLE not in rest:
             return ApiCall(first, "/" + "/".join(raw[3:]))
         case _:
             return Nowhere(first)
@@ -116,8 +121,6 @@ def _crate_file(registry: str, crate: str, version: str, last: str) -> CrateFile
 
 
 def _decode(segment: str) -> str:
-    try:
-        text = unquote_to_bytes(segment).decode("ascii")
-    except UnicodeDecodeError:
-        return "\ufffd"
-    return "\ufffd" if "/" in text or "\0" in text else text
+    text = unquote_to_bytes(segment).decode("latin-1")
+    plain = text.isascii() and text.isprintable() and "/" not in text and text not in (".", "..")
+    return text if plain else _UNREADABLE

@@ -9,10 +9,13 @@ fields unknown to us must survive), so nothing here writes a line. Two things ar
 - `checksums_of`: which SHA-256 do they give for a version? One line is parsed, not the file: the
   largest files have thousands of lines.
 
+JSON is decoded as UTF-8 and nothing else, as cargo does; left to itself, `json` would guess.
+
 Blank lines, CRLF and a missing last newline are what cargo accepts, so they are accepted.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +44,7 @@ def check(body: bytes, name: str) -> NotAnIndexFile | None:
         if not text:
             continue
         try:
-            entry: object = json.loads(text)
+            entry: object = json.loads(text.decode())
         except (ValueError, RecursionError):
             shown = text[:_REASON_MAX_CHARS].decode("utf-8", "replace")
             return NotAnIndexFile(f"line {number} is not JSON: {shown!r}")
@@ -66,28 +69,29 @@ def checksums_of(body: bytes, crate: str, version: str) -> tuple[str, ...]:
     version to the letter (`1.0.0+a` is not `1.0.0`), a `cksum` of 64 hexadecimal digits. Those in
     capitals come out lowered.
     """
-    # The compact form is what every registry writes; the second look is for one that does not.
-    found = _checksums(body, crate, version, b'"vers":' + json.dumps(version).encode())
-    return found or _checksums(body, crate, version, b'"vers"')
+    checksums = (
+        _checksum_of_line(line, crate, version)
+        for line in _lines_with(body, json.dumps(version).encode())
+    )
+    return tuple(checksum for checksum in checksums if checksum is not None)
 
 
-def _checksums(body: bytes, crate: str, version: str, needle: bytes) -> tuple[str, ...]:
-    checksums = []
+def _lines_with(body: bytes, needle: bytes) -> Iterator[bytes]:
+    r"""Yield the lines that hold `needle`, or an escape (`1.0.0\u002bx`) that may hide it."""
+    if b"\\u" in body:
+        yield from (line for line in body.split(b"\n") if needle in line or b"\\u" in line)
+        return
     at = body.find(needle)
     while at >= 0:
-        start = body.rfind(b"\n", 0, at) + 1
         end = body.find(b"\n", at)
         end = len(body) if end < 0 else end
-        checksum = _checksum_of_line(body[start:end], crate, version)
-        if checksum is not None:
-            checksums.append(checksum)
+        yield body[body.rfind(b"\n", 0, at) + 1 : end]
         at = body.find(needle, end)
-    return tuple(checksums)
 
 
 def _checksum_of_line(line: bytes, crate: str, version: str) -> str | None:
     try:
-        entry: object = json.loads(line)
+        entry: object = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or entry.get("name") != crate or entry.get("vers") != version:
@@ -106,7 +110,7 @@ def versions_of(body: bytes) -> tuple[tuple[str, str, str], ...]:
     rows = []
     for line in body.split(b"\n"):
         try:
-            entry: object = json.loads(line)
+            entry: object = json.loads(line.decode())
         except (ValueError, RecursionError):
             continue
         if not isinstance(entry, dict):

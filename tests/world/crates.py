@@ -219,7 +219,7 @@ def listed_cksum(package: Package) -> str:
 
 
 def many_versions(name: str, count: int, like: Package | None = None) -> list[Package]:
-    """Declare `count` versions of `name`, 0.1.0 upwards, each like `like`; every tenth is yanked."""
+    """Declare `count` versions of `name` from 0.1.0 up, each like `like`; every tenth is yanked."""
     pattern = like or Package(name)
     return [
         replace(

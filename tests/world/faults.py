@@ -219,8 +219,12 @@ def gzip_truncated() -> Fault:
     """Answer with a gzip stream that ends too early inside a well-framed body."""
     return bent(
         "gzip truncated",
-        lambda reply: _gzipped(reply, gzip.compress(reply.body, mtime=0)[: -len(reply.body) // 4]),
+        lambda reply: _gzipped(reply, _half(gzip.compress(reply.body, mtime=0))),
     )
+
+
+def _half(body: bytes) -> bytes:
+    return body[: len(body) // 2]
 
 
 def gzipped() -> Fault:
@@ -246,7 +250,7 @@ def wrong_bytes(how: Literal["same length", "shorter", "longer"]) -> Fault:
         flipped = bytes([reply.body[0] ^ 0xFF]) + reply.body[1:]
         bodies = {
             "same length": flipped,
-            "shorter": reply.body[: -(len(reply.body) // 4)],
+            "shorter": reply.body[:-10],
             "longer": reply.body + b"more than was published",
         }
         return replace(reply, body=bodies[how])

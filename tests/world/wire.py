@@ -9,6 +9,7 @@ on its way out.
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,10 +19,14 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it came: `headers` with lower-cased names, `number` in order of arrival."""
+    """One request as it came.
 
-    number: int
+    `headers` have lower-cased names, `connection` numbers the connections of a server from 1, and
+    `arrived_at` is `time.monotonic()` when the whole request was there.
+    """
+
     connection: int
+    arrived_at: float
     method: str
     target: str
     headers: Mapping[str, str]
@@ -93,7 +98,7 @@ class Exchange:
         await self.writer.drain()
 
     async def send_reply(self, reply: Reply | None = None) -> bool:
-        """Send a whole, well-framed answer (the healthy one by default); the connection lives on."""
+        """Send a whole answer (the healthy one by default); the connection lives on."""
         answer = self.reply if reply is None else reply
         bodiless = self.request.method == "HEAD" or not answer.body
         if bodiless or answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
@@ -120,9 +125,7 @@ class Exchange:
             pass
 
 
-async def read_request(
-    reader: asyncio.StreamReader, *, number: int, connection: int
-) -> Request | None:
+async def read_request(reader: asyncio.StreamReader, *, connection: int) -> Request | None:
     """Read the next request of a connection; None when the client is done with it."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -136,8 +139,8 @@ async def read_request(
     except asyncio.IncompleteReadError:
         return None
     return Request(
-        number=number,
         connection=connection,
+        arrived_at=time.monotonic(),
         method=method,
         target=target,
         headers=headers,

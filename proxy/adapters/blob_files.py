@@ -1,0 +1,293 @@
+"""The blob store's directory: names, places, and every blocking call on them.
+
+Laid out as the contract says: `blobs/sha256/ab/cd/<hex>`, `drafts/`, `quarantine/<hex>`, and the
+file `clean`, which is there between a graceful stop and the next start. A path is made of a digest
+and of nothing else. Files that are not ours are left where they are and counted, except in
+`drafts`, which is emptied at every start.
+
+All functions block and belong in a thread; they raise OSError. Nothing is mapped into memory: a
+file cut short under a mapping kills the process. Links are not followed, and a pipe under a
+digest's name does not hang the opener.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from proxy.core.names import is_sha256
+from proxy.core.room import on_disk
+
+FOLDERS: Final = 256
+_PAIR: Final = re.compile(r"[0-9a-f]{2}")
+_HASHED_AT_ONCE: Final = 1 << 20
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NEW_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A descriptor and what the file system says of it. `identity` tells files apart."""
+
+    fd: int
+    size_bytes: int
+    identity: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A blob that a walk came across."""
+
+    digest: str
+    size_bytes: int
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """What came of removing files: bytes freed by digest (0: it was not there), and who stayed."""
+
+    freed: dict[str, int]
+    refused: dict[str, str]
+
+
+def read_at(fd: int, offset: int, length: int) -> bytes:
+    """Return up to `length` bytes; fewer only where the file ends."""
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def write_at(fd: int, offset: int, data: bytes) -> None:
+    """Write all of `data`."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def digest_of(fd: int) -> str:
+    """Return the SHA-256 of a whole file."""
+    hashing, offset = hashlib.sha256(), 0
+    while data := os.pread(fd, _HASHED_AT_ONCE, offset):
+        hashing.update(data)
+        offset += len(data)
+    return hashing.hexdigest()
+
+
+class BlobFiles:
+    """The files under one cache directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._blobs = directory / "blobs" / "sha256"
+        self._drafts = directory / "drafts"
+        self._quarantine = directory / "quarantine"
+        self._clean = directory / "clean"
+
+    def prepare(self) -> None:
+        """Make the folders, and empty `drafts`."""
+        for folder in (self._blobs, self._drafts, self._quarantine):
+            _make_folders(folder)
+        for left in self._drafts.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+    def was_stopped_cleanly(self) -> bool:
+        """Tell whether the marker is there."""
+        return self._clean.is_file()
+
+    def unmark_clean(self) -> None:
+        """Remove the marker for good: it must not come back by a crash of the machine."""
+        self._clean.unlink(missing_ok=True)
+        self._sync_directory()
+
+    def mark_clean(self) -> None:
+        """Bring all that was written to the disk, and then the marker."""
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _sync_file_system(descriptor)
+        finally:
+            os.close(descriptor)
+        with self._clean.open("wb") as marker:
+            os.fsync(marker.fileno())
+        self._sync_directory()
+
+    def open(self, digest: str) -> Opened | None:
+        """Open a blob for reading; None if no regular file is there."""
+        try:
+            fd = os.open(self._place(digest), _READ_FLAGS)
+        except FileNotFoundError:
+            return None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            return None
+        return _described(fd, found)
+
+    def begin(self) -> tuple[str, Opened]:
+        """Make a new draft file; returns its name with it."""
+        name = secrets.token_hex(16)
+        try:
+            fd = os.open(self._drafts / name, _NEW_FLAGS, 0o600)
+        except FileNotFoundError:
+            _make_folders(self._drafts)
+            fd = os.open(self._drafts / name, _NEW_FLAGS, 0o600)
+        return name, _described(fd, os.fstat(fd))
+
+    def drop(self, name: str) -> None:
+        """Remove a draft file."""
+        (self._drafts / name).unlink(missing_ok=True)
+
+    def place(self, name: str, digest: str) -> None:
+        """Give a draft file its place as a blob, replacing whatever is there."""
+        target = self._place(digest)
+        try:
+            (self._drafts / name).rename(target)
+        except FileNotFoundError:
+            _make_folders(target.parent)
+            (self._drafts / name).rename(target)
+
+    def place_bytes(self, data: bytes, digest: str) -> None:
+        """Make a blob of `data`; leaves nothing behind if that fails."""
+        name, opened = self.begin()
+        try:
+            try:
+                write_at(opened.fd, 0, data)
+            finally:
+                os.close(opened.fd)
+            self.place(name, digest)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.drop(name)
+            raise
+
+    def unlink(self, digests: Iterable[str]) -> Unlinked:
+        """Remove blobs, as many as can be."""
+        freed: dict[str, int] = {}
+        refused: dict[str, str] = {}
+        for digest in digests:
+            place = self._place(digest)
+            try:
+                size_bytes = place.lstat().st_size
+                place.unlink()
+            except FileNotFoundError:
+                freed[digest] = 0
+            except OSError as error:
+                refused[digest] = error.strerror or type(error).__name__
+            else:
+                freed[digest] = on_disk(size_bytes)
+        return Unlinked(freed, refused)
+
+    def set_aside(self, digest: str, identity: tuple[int, int]) -> None:
+        """Move a bad blob to the quarantine, unless another file has taken its place already."""
+        place = self._place(digest)
+        try:
+            found = place.lstat()
+        except FileNotFoundError:
+            return
+        if (found.st_dev, found.st_ino) == identity:
+            _make_folders(self._quarantine)
+            place.rename(self._quarantine / digest)
+
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        """Return those digests at whose places nothing is."""
+        return [digest for digest in digests if not os.path.lexists(self._place(digest))]
+
+    def digests(self, folder: int) -> tuple[list[str], int]:
+        """List one of the 256 folders: the blobs in it, and how many strangers there are."""
+        entries = list(self._entries(folder))
+        return [entry.name for entry in entries if entry is not None], entries.count(None)
+
+    def survey(self, folder: int) -> tuple[list[Found], int]:
+        """List one of the 256 folders with what the file system knows of each blob."""
+        found, strangers = [], 0
+        for entry in self._entries(folder):
+            if entry is None:
+                strangers += 1
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                found.append(Found(entry.name, status.st_size, status.st_mtime))
+        return found, strangers
+
+    def strangers_above(self) -> int:
+        """Count what is not ours beside the 256 folders."""
+        above = [entry for entry in self._blobs.parent.iterdir() if entry.name != "sha256"]
+        beside = [entry for entry in self._blobs.iterdir() if not _PAIR.fullmatch(entry.name)]
+        return len(above) + len(beside)
+
+    def quarantined(self) -> int:
+        """Count what was set aside."""
+        return sum(1 for _ in self._quarantine.iterdir())
+
+    def free_bytes(self) -> int:
+        """Return what the file system still has for us."""
+        status = os.statvfs(self.directory)
+        return status.f_bavail * status.f_frsize
+
+    def _place(self, digest: str) -> Path:
+        return self._blobs / digest[:2] / digest[2:4] / digest
+
+    def _entries(self, folder: int) -> Iterator[os.DirEntry[str] | None]:
+        """Yield the blobs of a folder, and None for each stranger."""
+        first = f"{folder:02x}"
+        for second in _listed(self._blobs / first):
+            if not _PAIR.fullmatch(second.name) or not second.is_dir(follow_symlinks=False):
+                yield None
+                continue
+            for entry in _listed(Path(second.path)):
+                ours = is_sha256(entry.name) and entry.name.startswith(first + second.name)
+                yield entry if ours and entry.is_file(follow_symlinks=False) else None
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _described(fd: int, found: os.stat_result) -> Opened:
+    return Opened(fd, found.st_size, (found.st_dev, found.st_ino))
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it for ourselves alone, as `Path.mkdir` does not."""
+    missing = [folder]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync_file_system(descriptor: int) -> None:
+    """Write out the file system that a descriptor is on; all of them where that is not offered."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "syncfs"):
+        os.sync()
+    elif library.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,202 @@
+"""The blob store on disk: crate files by SHA-256, put together from its parts.
+
+This page is the port's face and the store's life from start to stop; the work is done by the parts:
+
+- `blob_files`: names and places, and every blocking call on them
+- `ledger`, `ledger_thread`: size, last use and names of each blob, in SQLite
+- `blocks`: shared reads and what is in memory
+- `blob_shelf`: opening, proving, placing, removing
+- `blob_room`: reservations and eviction
+- `blob_drafts`: files on their way in
+- `blob_survey`: walks over everything
+
+A start reads none of the blobs and lists none of them: it empties `drafts`, opens the ledger, and
+removes the marker of the last graceful stop. Where that was missing, nothing on disk is believed
+until it is hashed, one blob at a time, when it is first asked for. No file is synced on its own:
+`close` syncs them all and then writes the marker, and a stop without it makes all of them unproven.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from proxy.adapters.blob_drafts import FileDraft
+from proxy.adapters.blob_files import BlobFiles, Unlinked
+from proxy.adapters.blob_room import Reservation, Room
+from proxy.adapters.blob_shelf import BlobShelf
+from proxy.adapters.blob_survey import BlobSurvey
+from proxy.adapters.blocks import BlockCache, FileBlob, MemoryBlob
+from proxy.adapters.disk_threads import DiskThreads
+from proxy.adapters.ledger_thread import LedgerThread
+from proxy.core.events import Evicted, StoreFailed
+from proxy.core.failures import StoreFailure
+from proxy.core.names import is_sha256
+from proxy.core.room import Limits
+from proxy.ports import (
+    Blob,
+    BlobFinding,
+    BlobStore,
+    BlobUsage,
+    Clock,
+    Draft,
+    Named,
+    Observer,
+)
+
+_WORKERS: Final = 4
+_REMOVED_AT_ONCE: Final = 200
+
+
+class FileBlobStore(BlobStore):
+    """A blob store in one directory. Exclusive: two in one directory break each other's sums."""
+
+    def __init__(
+        self,
+        directory: Path,
+        limits: Limits,
+        observer: Observer,
+        clock: Clock,
+        memory_bytes: int,
+    ) -> None:
+        self._observer = observer
+        self._threads = DiskThreads("blobs", _WORKERS)
+        self._files = BlobFiles(directory)
+        self._ledger = LedgerThread(directory / "ledger", observer, clock)
+        self._blocks = BlockCache(memory_bytes, self._threads)
+        self._shelf = BlobShelf(self._files, self._ledger, self._blocks, self._threads, observer)
+        self._room = Room(
+            limits,
+            self._ledger,
+            observer,
+            measure_free=partial(self._threads.run, "measuring free space", self._files.free_bytes),
+            remove=self._remove,
+        )
+        self._survey = BlobSurvey(
+            self._files, self._shelf, self._ledger, self._threads, observer, clock
+        )
+        self._background: list[asyncio.Task[None]] = []
+
+    async def open_store(self) -> None:
+        """Make the store ready to serve. Raises StoreFailure if its folders cannot be made."""
+        await self._threads.run("preparing the cache directory", self._files.prepare)
+        was_clean = await self._threads.run(
+            "preparing the cache directory", self._files.was_stopped_cleanly
+        )
+        await self._ledger.open(stopped_cleanly=was_clean)
+        await self._threads.run("preparing the cache directory", self._files.unmark_clean)
+        self._background = [
+            asyncio.create_task(self._ledger.flush_regularly()),
+            asyncio.create_task(self._survey_when_doubted()),
+        ]
+
+    async def close(self) -> None:
+        """Write out what is noted, and mark the stop as clean. Never raises."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._threads.drain()
+        try:
+            is_lasting = self._ledger.is_lasting
+            await self._ledger.close()
+            if is_lasting:
+                await self._threads.run("marking a clean stop", self._files.mark_clean)
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed("closing the blob store", str(failure)))
+        self._shelf.close()
+        self._threads.close()
+
+    async def open(self, digest: str) -> Blob | None:
+        if not is_sha256(digest):
+            return None
+        in_memory = self._blocks.alone(digest)
+        if in_memory is not None:
+            self._ledger.note_use(digest)
+            return MemoryBlob(in_memory)
+        file = await self._shelf.open(digest)
+        if file is None:
+            return None
+        self._ledger.note_use(digest)
+        return FileBlob(file, self._blocks)
+
+    async def draft(self, expected_bytes: int | None) -> Draft:
+        reservation = Reservation(self._room)
+        try:
+            await reservation.cover(expected_bytes or 1, is_final=expected_bytes is not None)
+        except BaseException:
+            reservation.release()
+            raise
+        return FileDraft(self._files, self._shelf, self._blocks, self._threads, reservation)
+
+    def note_named(self, digest: str, named: Named) -> None:
+        if is_sha256(digest):
+            self._ledger.note_named(digest, named)
+
+    async def names_of(self, digest: str) -> tuple[Named, ...]:
+        return await self._ledger.names_of(digest) if is_sha256(digest) else ()
+
+    async def was_named(self, digest: str, named: Named) -> bool:
+        return is_sha256(digest) and await self._ledger.was_named(digest, named)
+
+    async def digests_of(self, upstream: str, crate: str | None) -> tuple[tuple[str, Named], ...]:
+        return await self._ledger.digests_of(upstream, crate)
+
+    async def remove(self, digests: Iterable[str]) -> int:
+        wanted = [digest for digest in dict.fromkeys(digests) if is_sha256(digest)]
+        blobs = freed_bytes = 0
+        refused: dict[str, str] = {}
+        try:
+            for start in range(0, len(wanted), _REMOVED_AT_ONCE):
+                part = wanted[start : start + _REMOVED_AT_ONCE]
+                unlinked = await self._remove(dict.fromkeys(part, 0))
+                blobs += sum(1 for freed in unlinked.freed.values() if freed)
+                freed_bytes += sum(unlinked.freed.values())
+                refused.update(unlinked.refused)
+        finally:
+            if blobs:
+                self._observer.observe(Evicted("purge", blobs, freed_bytes))
+        if refused:
+            raise StoreFailure(f"removing blobs: {next(iter(refused.values()))}")
+        return freed_bytes
+
+    async def make_room(self) -> int:
+        return await self._room.make_room()
+
+    def digests(self) -> AsyncIterator[str]:
+        return self._survey.digests()
+
+    async def check(self, digest: str) -> BlobFinding | None:
+        if not is_sha256(digest):
+            return None
+        return await self._threads.see_through(self._shelf.check(digest))
+
+    async def usage(self) -> BlobUsage:
+        quarantined = 0
+        with suppress(StoreFailure):
+            quarantined = await self._threads.run("counting blobs", self._files.quarantined)
+        return BlobUsage(
+            blobs=self._ledger.totals.blobs,
+            stored_bytes=self._ledger.totals.stored_bytes,
+            reserved_bytes=self._room.reserved_bytes,
+            limit_bytes=self._room.limits.max_size_bytes,
+            memory_bytes=self._blocks.used_bytes,
+            memory_limit_bytes=self._blocks.limit_bytes,
+            drafts=self._room.drafts,
+            quarantined=quarantined,
+            strangers=self._survey.strangers,
+        )
+
+    async def _remove(self, sizes: dict[str, int]) -> Unlinked:
+        return await self._threads.see_through(self._shelf.remove(sizes))
+
+    async def _survey_when_doubted(self) -> None:
+        while True:
+            await self._ledger.doubted.wait()
+            self._ledger.doubted.clear()
+            try:
+                await self._survey.reconcile()
+                await self._room.make_room()
+            except StoreFailure as failure:
+                self._observer.observe(StoreFailed("surveying the blobs", str(failure)))

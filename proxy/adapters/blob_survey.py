@@ -1,0 +1,93 @@
+"""Walks over all blobs on disk, one of 256 folders at a time.
+
+One walk lists digests, for whoever checks or counts them. The other brings ledger and files to
+agreement after the ledger was lost or the last stop was unclean: blobs without a row are adopted as
+unproven and last used when they were written, rows without a file go. It runs behind the serving
+store; an adopted blob is no different from one that a client asked for first.
+
+Files that are not blobs are strangers: left alone, counted by whichever walk was completed last.
+"""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Final
+
+from proxy.adapters.blob_files import FOLDERS, BlobFiles, Found
+from proxy.adapters.blob_shelf import BlobShelf
+from proxy.adapters.disk_threads import DiskThreads
+from proxy.adapters.ledger import Row
+from proxy.adapters.ledger_thread import LedgerThread
+from proxy.core.events import StoreFailed
+from proxy.core.failures import StoreFailure
+from proxy.ports import Clock, Observer
+
+_UNPROVEN: Final = -1
+_FORGOTTEN_AT_ONCE: Final = 500
+
+
+class BlobSurvey:
+    """What can be learned of the blobs by looking at all of them."""
+
+    def __init__(
+        self,
+        files: BlobFiles,
+        shelf: BlobShelf,
+        ledger: LedgerThread,
+        threads: DiskThreads,
+        observer: Observer,
+        clock: Clock,
+    ) -> None:
+        self._files = files
+        self._shelf = shelf
+        self._ledger = ledger
+        self._threads = threads
+        self._observer = observer
+        self._clock = clock
+        self.strangers = 0
+
+    async def digests(self) -> AsyncIterator[str]:
+        """Yield the digest of every blob on disk; a folder that cannot be read is left out."""
+        strangers = await self._strangers_above()
+        for folder in range(FOLDERS):
+            try:
+                digests, beside = await self._threads.run(
+                    "listing blobs", partial(self._files.digests, folder)
+                )
+            except StoreFailure as failure:
+                self._observer.observe(StoreFailed("listing blobs", str(failure)))
+                continue
+            strangers += beside
+            for digest in digests:
+                yield digest
+        self.strangers = strangers
+
+    async def reconcile(self) -> None:
+        """Make the ledger agree with the files. Raises StoreFailure, and may be begun again."""
+        strangers = await self._strangers_above()
+        for folder in range(FOLDERS):
+            found, beside = await self._threads.run(
+                "listing blobs", partial(self._files.survey, folder)
+            )
+            strangers += beside
+            known = await self._ledger.digests_in(folder)
+            await self._ledger.adopt(
+                [self._row(blob) for blob in found if blob.digest not in known]
+            )
+            gone = known.difference(blob.digest for blob in found)
+            while gone:
+                part = [gone.pop() for _ in range(min(len(gone), _FORGOTTEN_AT_ONCE))]
+                await self._shelf.forget_missing(part)
+        await self._ledger.mark_surveyed()
+        self.strangers = strangers
+
+    def _row(self, blob: Found) -> Row:
+        # A file from the future would never be evicted.
+        used_at = min(blob.modified_at, self._clock.now())
+        return Row(blob.digest, blob.size_bytes, int(used_at * 1e6), _UNPROVEN)
+
+    async def _strangers_above(self) -> int:
+        try:
+            return await self._threads.run("listing blobs", self._files.strangers_above)
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed("listing blobs", str(failure)))
+            return self.strangers

@@ -1,0 +1,136 @@
+"""The cache directory as a whole: who holds it, and whether its format is one that we know.
+
+`<cache.dir>/format` holds the version of everything below it. It is looked at before anything is
+touched: a directory of a newer Holdfast, or one whose version cannot be read, is left exactly as it
+is. Then `<cache.dir>/lock` is locked, for as long as this process lives: the kernel releases it
+with the last descriptor, however the process ends. The file itself stays, and names the holder.
+
+What is in the directory belongs to the stores.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from proxy.core.failures import StoreFailure
+
+FORMAT_VERSION: Final = 1
+
+_FORMAT: Final = re.compile(rb"([1-9][0-9]{0,8})\n?", re.ASCII)
+_FORMAT_MAX_BYTES: Final = 64
+_PID_MAX_BYTES: Final = 20
+
+
+class CacheInUse(Exception):
+    """Another process holds the cache directory."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        who = "another process" if pid is None else f"process {pid}"
+        super().__init__(f"the cache directory {path} is in use by {who}")
+        self.path = path
+        self.pid = pid
+
+
+class CacheTooNew(Exception):
+    """The cache directory is in a format that we do not know."""
+
+    def __init__(self, path: Path, found: int | None) -> None:
+        what = (
+            "a file 'format' that cannot be read as a version"
+            if found is None
+            else f"format {found}, and this Holdfast knows {FORMAT_VERSION}"
+        )
+        super().__init__(f"the cache directory {path} has {what}; nothing was touched")
+        self.path = path
+        self.found = found
+
+
+class CacheDirectory:
+    """A cache directory that this process holds, until `close`. Also a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Take hold of `path`, creating it. Raises CacheTooNew, CacheInUse, StoreFailure."""
+        self.path = path
+        self._lock: int | None = None
+        try:
+            _read_format(path)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _locked(path)
+            # It may have been another's until now.
+            if _read_format(path) is None:
+                _write_format(path)
+        except OSError as error:
+            self.close()
+            raise StoreFailure(f"cannot use the cache directory {path}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of it. Safe to call twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _read_format(path: Path) -> int | None:
+    try:
+        with (path / "format").open("rb") as file:
+            content = file.read(_FORMAT_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        raise CacheTooNew(path, None) from None
+    match = _FORMAT.fullmatch(content)
+    version = None if match is None else int(match[1])
+    if version is None or version > FORMAT_VERSION:
+        raise CacheTooNew(path, version)
+    return version
+
+
+def _write_format(path: Path) -> None:
+    # A name of its own until it is whole: a half-written version would never be read again.
+    draft = path / "format.draft"
+    try:
+        with draft.open("wb") as file:
+            file.write(b"%d\n" % FORMAT_VERSION)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path / "format")
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def _locked(path: Path) -> int:
+    lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whose it is, is only for people to read: a full disk shall not prevent a start.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        written = os.pread(lock, _PID_MAX_BYTES, 0).strip()
+        os.close(lock)
+        raise CacheInUse(path, int(written) if written.isdigit() else None) from None
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock

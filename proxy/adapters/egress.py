@@ -1,0 +1,152 @@
+"""The way out to one upstream: connections, TLS, forward proxy, and the guard at the door.
+
+The guard judges addresses at the moment of connecting, in the resolver, because a name that was
+harmless when it was looked at may lead elsewhere when it is dialled. aiohttp does not ask a
+resolver about a literal address, so those are judged before. Through a forward proxy names are
+resolved out there; only literals can be judged here.
+"""
+
+import ssl
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from proxy.core.addresses import AddressGuard, literal_address
+
+_KEEP_ALIVE_S: Final = 75.0
+_HEAD_LINE_MAX_BYTES: Final = 16 * 1024
+
+
+class ForbiddenByGuard(OSError):
+    """The address guard objected; the message names host, address and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressTerms:
+    """How connections are made. `proxy` is a URL, or None for what the environment says."""
+
+    connections: int
+    connect_timeout_s: float
+    idle_timeout_s: float
+    proxy: str | None = None
+    ca_file: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+
+class Egress:
+    """Sends GET requests for one upstream. Made and used in one event loop; must be closed."""
+
+    def __init__(self, terms: EgressTerms, guard: AddressGuard) -> None:
+        self._terms = terms
+        self._guard = guard
+        self._tls = tls_context(terms)
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=terms.connect_timeout_s,
+            sock_read=terms.idle_timeout_s,
+        )
+        self._pooled = self._session(keep_alive=True)
+        self._unpooled = self._session(keep_alive=False)
+
+    def _session(self, *, keep_alive: bool) -> aiohttp.ClientSession:
+        common = {
+            "limit": self._terms.connections,
+            "ssl": self._tls,
+            "resolver": GuardedResolver(self._guard),
+            "ttl_dns_cache": 10,
+        }
+        connector = (
+            aiohttp.TCPConnector(keepalive_timeout=_KEEP_ALIVE_S, **common)  # type: ignore[arg-type]
+            if keep_alive
+            else aiohttp.TCPConnector(force_close=True, **common)  # type: ignore[arg-type]
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            max_line_size=_HEAD_LINE_MAX_BYTES,
+            max_field_size=_HEAD_LINE_MAX_BYTES,
+        )
+
+    def get(
+        self, url: URL, headers: Mapping[str, str], *, new_connection: bool
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send one GET, following nothing. Raises ForbiddenByGuard before any socket is opened."""
+        host = url.host or ""
+        literal = literal_address(host)
+        if literal is not None:
+            objection = self._guard.objection(host, literal)
+            if objection is not None:
+                raise ForbiddenByGuard(objection)
+        session = self._unpooled if new_connection else self._pooled
+        return session.get(url, headers=headers, allow_redirects=False, proxy=self._proxy_for(url))
+
+    def _proxy_for(self, url: URL) -> str | None:
+        if self._terms.proxy is not None:
+            return self._terms.proxy
+        if proxy_bypass(url.host or ""):
+            return None
+        return getproxies().get(url.scheme)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pooled.close()
+        await self._unpooled.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class GuardedResolver(AbstractResolver):
+    """The threaded resolver, less the addresses that the guard objects to."""
+
+    def __init__(self, guard: AddressGuard) -> None:
+        self._guard = guard
+        self._inner = aiohttp.ThreadedResolver()
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
+        """Resolve a name. Raises ForbiddenByGuard if nothing that it leads to is allowed."""
+        results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+        allowed: list[ResolveResult] = []
+        objection: str | None = None
+        for result in results:
+            found = self._guard.objection(host, result["host"])
+            if found is None:
+                allowed.append(result)
+            else:
+                objection = found
+        if not allowed and objection is not None:
+            raise ForbiddenByGuard(objection)
+        return allowed
+
+    async def close(self) -> None:
+        """Release the resolver."""
+        await self._inner.close()
+
+
+def tls_context(terms: EgressTerms) -> ssl.SSLContext:
+    """Build the client's TLS: the system's trust store, and what the operator adds.
+
+    Raises OSError (ssl.SSLError is one) when a file cannot be read or is not what it should be.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if terms.ca_file is not None:
+        context.load_verify_locations(cafile=terms.ca_file)
+    if terms.client_cert is not None:
+        context.load_cert_chain(terms.client_cert, terms.client_key)
+    return context

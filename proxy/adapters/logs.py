@@ -1,0 +1,60 @@
+"""How log records are written: JSON lines for machines, one plain line for people.
+
+A record's message reads by itself; what can be searched for is in `fields`. Control characters in
+what came from outside are escaped, so that nobody writes a line of ours.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import IO, Final, Literal
+
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `at`, `level`, `logger`, `message`, and the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        entry: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, dict):
+            entry.update({key: value for key, value in fields.items() if key not in entry})
+        if record.exc_info is not None:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=True)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Time, level, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        at = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        line = f"{at} {record.levelname.lower():7} {record.getMessage().translate(_CONTROL)}"
+        if record.exc_info is not None:
+            line = f"{line}\n{self.formatException(record.exc_info)}"
+        return line
+
+
+def configure(
+    log_format: Literal["console", "json"] | None, level: str, stream: IO[str] | None = None
+) -> None:
+    """Send all logging to `stream` (standard error), in one form, from `level` up."""
+    out = sys.stderr if stream is None else stream
+    chosen = log_format or ("console" if out.isatty() else "json")
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(ConsoleFormatter() if chosen == "console" else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Its lines about malformed requests and vanished clients are ours to count, not to repeat.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

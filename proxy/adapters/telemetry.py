@@ -1,0 +1,376 @@
+"""What happened, for dashboards and for people: the `Observer` port over Prometheus and logging.
+
+Metric names and labels are the contract's. Every label set is bounded by the configuration and made
+before the first event, so that a rate over a counter never misses its beginning. A log line is
+written where something happened, once: a request is one line at level debug; an upstream's outage
+is one warning at its beginning and one line at its end.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from proxy.core.events import (
+    Event,
+    Evicted,
+    How,
+    IndexSent,
+    IntegrityFailed,
+    Kind,
+    NameRemoved,
+    NameReturned,
+    OlderCopyAccepted,
+    OlderCopyRefused,
+    RequestServed,
+    StoreFailed,
+    UpstreamAsked,
+    UpstreamFailed,
+    UpstreamRecovered,
+)
+from proxy.ports import Clock, Observer
+
+logger = logging.getLogger(__name__)
+
+_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
+_OUTCOMES: Final = (
+    "found",
+    "unchanged",
+    "absent",
+    "unreachable",
+    "timeout",
+    "status",
+    "invalid",
+    "forbidden",
+    "mismatch",
+    "offline",
+    "error",
+)
+_REQUEST_BUCKETS_S: Final = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 300.0),
+)
+_AGE_BUCKETS_S: Final = (1, 5, 10, 30, 60, 120, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400)
+_TURNS: Final = {
+    NameRemoved: (
+        "removed",
+        logging.WARNING,
+        "is gone upstream, asked twice; its crates are kept",
+    ),
+    NameReturned: (
+        "returned",
+        logging.WARNING,
+        "had been removed and is there again: the same owner?",
+    ),
+    OlderCopyRefused: (
+        "older_refused",
+        logging.INFO,
+        "came in an older state; ours is kept for now",
+    ),
+    OlderCopyAccepted: (
+        "older_accepted",
+        logging.WARNING,
+        "stays in an older state upstream; it is believed",
+    ),
+}
+_SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
+
+
+@dataclass(slots=True)
+class RegistryTotals:
+    """What one registry has done since the start."""
+
+    requests: int = 0
+    served_from_here: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """What has been done since the start, for `stats`."""
+
+    registries: dict[str, RegistryTotals] = field(default_factory=dict)
+    upstream_received_bytes: dict[str, int] = field(default_factory=dict)
+    upstream_requests: dict[str, int] = field(default_factory=dict)
+
+
+class Telemetry(Observer):
+    """Counts and logs events. For one event loop; `render` gives the metrics page."""
+
+    def __init__(
+        self, registries: Iterable[str], upstreams: Iterable[str], version: str, clock: Clock
+    ) -> None:
+        self._clock = clock
+        self.totals = Totals()
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        Info("holdfast_build", "The running version", registry=self._registry).info(
+            {"version": version}
+        )
+        self._make_request_metrics(tuple(registries))
+        self._make_upstream_metrics(tuple(upstreams))
+        self._make_cache_metrics()
+
+    def _make_request_metrics(self, registries: tuple[str, ...]) -> None:
+        requests = Counter(
+            "holdfast_requests_total",
+            "Requests answered",
+            ("registry", "kind", "how", "status"),
+            registry=self._registry,
+        )
+        self._requests = {
+            (name, kind, how, status): requests.labels(name, kind.value, how.value, status)
+            for name in registries
+            for kind in Kind
+            for how in How
+            for status in _CLASSES
+        }
+        durations = Histogram(
+            "holdfast_request_duration_seconds",
+            "Time from a request's head to the end of its answer",
+            ("kind", "how"),
+            buckets=_REQUEST_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._durations = {
+            (kind, how): durations.labels(kind.value, how.value) for kind in Kind for how in How
+        }
+        sent = Counter(
+            "holdfast_sent_bytes_total",
+            "Bytes of bodies sent to clients",
+            ("registry", "kind"),
+            registry=self._registry,
+        )
+        self._sent = {
+            (name, kind): sent.labels(name, kind.value) for name in registries for kind in Kind
+        }
+        self._age = Histogram(
+            "holdfast_served_age_seconds",
+            "Age of the upstream's last word on an index file that was sent",
+            buckets=_AGE_BUCKETS_S,
+            registry=self._registry,
+        )
+        self.totals.registries.update({name: RegistryTotals() for name in registries})
+
+    def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
+        requests = Counter(
+            "holdfast_upstream_requests_total",
+            "Requests made to upstreams",
+            ("upstream", "kind", "outcome"),
+            registry=self._registry,
+        )
+        self._upstream_requests = {
+            (name, kind, outcome): requests.labels(name, kind.value, outcome)
+            for name in upstreams
+            for kind in Kind
+            for outcome in _OUTCOMES
+        }
+        durations = Histogram(
+            "holdfast_upstream_duration_seconds",
+            "Time that a request to an upstream took",
+            ("upstream", "kind"),
+            buckets=_REQUEST_BUCKETS_S,
+            registry=self._registry,
+        )
+        received = Counter(
+            "holdfast_upstream_received_bytes_total",
+            "Bytes of bodies received from upstreams",
+            ("upstream", "kind"),
+            registry=self._registry,
+        )
+        last_success = Gauge(
+            "holdfast_upstream_last_success_timestamp_seconds",
+            "When an upstream last answered",
+            ("upstream",),
+            registry=self._registry,
+        )
+        self._breaker = Gauge(
+            "holdfast_breaker_state",
+            "0: asked as usual; 1: failing, copies are served without waiting for it",
+            ("upstream",),
+            registry=self._registry,
+        )
+        names = Counter(
+            "holdfast_names_total",
+            "Index files that an upstream removed, brought back, or sent in an older state",
+            ("upstream", "turn"),
+            registry=self._registry,
+        )
+        pairs = [(name, kind) for name in upstreams for kind in Kind]
+        self._upstream_durations = {pair: durations.labels(*pair) for pair in pairs}
+        self._received = {pair: received.labels(*pair) for pair in pairs}
+        self._last_success = {name: last_success.labels(name) for name in upstreams}
+        self._names = {
+            (name, turn): names.labels(name, turn)
+            for name in upstreams
+            for turn, _, _ in _TURNS.values()
+        }
+        self.totals.upstream_received_bytes.update(dict.fromkeys(upstreams, 0))
+        self.totals.upstream_requests.update(dict.fromkeys(upstreams, 0))
+
+    def _make_cache_metrics(self) -> None:
+        self._evicted = Counter(
+            "holdfast_evicted_bytes_total",
+            "Bytes of blobs removed",
+            ("reason",),
+            registry=self._registry,
+        )
+        self._integrity = Counter(
+            "holdfast_integrity_failures_total",
+            "Bytes that were not what they had to be",
+            ("where",),
+            registry=self._registry,
+        )
+        for reason in ("max_size", "min_free", "purge"):
+            self._evicted.labels(reason)
+        for where in ("upstream", "disk", "index"):
+            self._integrity.labels(where)
+        self._store_failures = Counter(
+            "holdfast_store_failures_total",
+            "Times that the cache's disk refused something; clients were served all the same",
+            registry=self._registry,
+        )
+        self._cache = {
+            figure: Gauge(
+                f"holdfast_cache_{figure}",
+                f"The cache's {figure} by tier",
+                ("tier",),
+                registry=self._registry,
+            )
+            for figure in ("bytes", "entries", "limit_bytes")
+        }
+
+    def watch_flights(self, flights: Callable[[], int]) -> None:
+        """Let the gauge of running fetches ask `flights` when it is read."""
+        gauge = Gauge("holdfast_flights", "Fetches running now", registry=self._registry)
+        gauge.set_function(flights)
+
+    def watch_connections(self, protocol: str, connections: Callable[[], int]) -> None:
+        """Let the gauge of open connections ask `connections` when it is read."""
+        gauge = Gauge(
+            "holdfast_connections", "Open connections", ("protocol",), registry=self._registry
+        )
+        gauge.labels(protocol).set_function(connections)
+
+    def watch_upstream(self, upstream: str, is_failing: Callable[[], bool]) -> None:
+        """Let the gauge of an upstream's state ask `is_failing` when it is read."""
+        self._breaker.labels(upstream).set_function(lambda: float(is_failing()))
+
+    def set_cache(self, tier: str, *, used: int, entries: int | None, limit: int | None) -> None:
+        """Set what one tier of the cache holds; what does not apply to it is None."""
+        self._cache["bytes"].labels(tier).set(used)
+        if entries is not None:
+            self._cache["entries"].labels(tier).set(entries)
+        if limit is not None:
+            self._cache["limit_bytes"].labels(tier).set(limit)
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the metrics page and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def observe(self, event: Event) -> None:
+        """Count an event, and log it where somebody should read it."""
+        match event:
+            case RequestServed():
+                self._request(event)
+            case IndexSent():
+                self._age.observe(event.age_s)
+            case UpstreamAsked():
+                self._asked(event)
+            case UpstreamFailed():
+                self._failed(event)
+            case UpstreamRecovered():
+                _say(
+                    logging.INFO,
+                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
+                    upstream=event.upstream,
+                )
+            case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
+                self._name_turned(event)
+            case IntegrityFailed():
+                self._integrity.labels(event.where).inc()
+                _say(
+                    logging.ERROR,
+                    f"{event.subject}: bytes from the {event.where} are not what they must be",
+                    where=event.where,
+                    subject=event.subject,
+                    expected=event.expected,
+                    actual=event.actual,
+                )
+            case StoreFailed():
+                self._store_failures.inc()
+                _say(logging.ERROR, f"{event.doing} failed: {event.reason}", doing=event.doing)
+            case Evicted():
+                self._evicted.labels(event.reason).inc(event.freed_bytes)
+                _say(
+                    logging.INFO,
+                    f"{event.blobs} crates made room ({event.reason})",
+                    reason=event.reason,
+                    freed_bytes=event.freed_bytes,
+                )
+            case _ as never:
+                assert_never(never)
+
+    def _request(self, event: RequestServed) -> None:
+        status = _CLASSES[event.status // 100 - 2]
+        self._requests[event.registry, event.kind, event.how, status].inc()
+        self._durations[event.kind, event.how].observe(event.duration_s)
+        self._sent[event.registry, event.kind].inc(event.sent_bytes)
+        totals = self.totals.registries[event.registry]
+        totals.requests += 1
+        totals.sent_bytes += event.sent_bytes
+        totals.served_from_here += event.how in _SERVED_FROM_HERE
+        if logger.isEnabledFor(logging.DEBUG):
+            _say(
+                logging.DEBUG,
+                f"{event.status} {event.how} {event.registry} {event.kind} {event.subject}",
+                registry=event.registry,
+                kind=event.kind.value,
+                how=event.how.value,
+                status=event.status,
+                duration_ms=round(event.duration_s * 1000, 2),
+                sent_bytes=event.sent_bytes,
+                client=event.client,
+                subject=event.subject,
+            )
+
+    def _asked(self, event: UpstreamAsked) -> None:
+        self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
+        self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
+        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self.totals.upstream_requests[event.upstream] += 1
+        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
+        if event.outcome in ("found", "unchanged", "absent"):
+            self._last_success[event.upstream].set(self._clock.now())
+
+    def _failed(self, event: UpstreamFailed) -> None:
+        consequence = "; what is held is served" if event.served_stale else ""
+        _say(
+            logging.WARNING if event.news else logging.DEBUG,
+            f"{event.reason}{consequence}",
+            upstream=event.upstream,
+            kind=event.kind.value,
+            subject=event.subject,
+        )
+
+    def _name_turned(
+        self, event: NameRemoved | NameReturned | OlderCopyRefused | OlderCopyAccepted
+    ) -> None:
+        turn, level, text = _TURNS[type(event)]
+        self._names[event.upstream, turn].inc()
+        _say(level, f"{event.name} of {event.upstream} {text}", upstream=event.upstream)
+
+
+def _say(level: int, message: str, **fields: object) -> None:
+    logger.log(level, "%s", message, extra={"fields": fields})

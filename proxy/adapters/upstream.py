@@ -1,0 +1,325 @@
+"""One upstream over HTTP, by aiohttp's client: the `Upstream` port.
+
+Translated here: requests with the upstream's credentials, redirects followed by hand (each hop past
+the address guard, credentials only at the index's own origin), content codings undone within a
+ceiling, timeouts, and everything that can go wrong into `proxy.core.failures`. Nothing is decided
+here about what an answer means for a crate.
+
+Not here: retries and health (`proxy.service.source`), and any knowledge of what is cached.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urljoin
+
+import aiohttp
+from yarl import URL
+
+from proxy.adapters.decoding import BodyTooLarge, UndecodableBody, decoder_for
+from proxy.adapters.egress import Egress, ForbiddenByGuard
+from proxy.core.addresses import Origin
+from proxy.core.answers import Absent, Answer, Found, Unchanged, Validators
+from proxy.core.failures import (
+    ForbiddenAddress,
+    Misbehaved,
+    Offline,
+    TimedOut,
+    Troubled,
+    Unreachable,
+    UpstreamFailure,
+)
+from proxy.core.retry import parse_retry_after
+from proxy.ports import ApiAnswer, CrateBody, Upstream
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_REDIRECTS_MAX: Final = 5
+_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_API_MAX_BYTES: Final = 4 * 1024 * 1024
+_API_TIMEOUT_S: Final = 15.0
+# The slowest body that is still worth a connection: a ceiling in seconds for every read.
+_INDEX_TIMEOUT_S: Final = 120.0
+_CRATE_TIMEOUT_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTerms:
+    """How one upstream is asked. `token` gives the Authorization value, verbatim, or None."""
+
+    name: str
+    index_url: str
+    user_agent: str
+    token: str | None
+    absent_statuses: frozenset[int]
+    index_max_bytes: int
+    crate_max_bytes: int
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+
+
+class HttpUpstream(Upstream):
+    """An upstream that is asked over HTTP. For one event loop; `egress` is its way out."""
+
+    def __init__(self, terms: UpstreamTerms, egress: Egress) -> None:
+        self._terms = terms
+        self._egress = egress
+        self._own = Origin.of(terms.index_url)
+
+    @property
+    def name(self) -> str:
+        """The name it is configured under."""
+        return self._terms.name
+
+    async def index_file(
+        self, path: str, validators: Validators, *, new_connection: bool = False
+    ) -> Answer:
+        """Ask for a file of the index; see the port."""
+        headers = {"Accept": "text/plain", "Accept-Encoding": "gzip", "cargo-protocol": "version=1"}
+        if validators.etag is not None:
+            headers["If-None-Match"] = validators.etag
+        if validators.last_modified is not None:
+            headers["If-Modified-Since"] = validators.last_modified
+        url = self._terms.index_url + path
+        try:
+            async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
+                response = await self._follow(stack, url, headers, new_connection=new_connection)
+                if response.status == 304:  # noqa: PLR2004 - Not Modified
+                    return Unchanged()
+                if response.status in self._terms.absent_statuses:
+                    return Absent(response.status)
+                self._require_ok(response)
+                self._refuse_html(response, path)
+                body = await self._read(response, self._terms.index_max_bytes)
+        except TimeoutError:
+            raise self._timed_out() from None
+        return Found(
+            body,
+            Validators(response.headers.get("ETag"), response.headers.get("Last-Modified")),
+        )
+
+    @asynccontextmanager
+    async def crate(self, url: str) -> AsyncIterator[CrateBody | Absent]:
+        """Ask for a crate file; see the port."""
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+        async with AsyncExitStack() as stack:
+            response = await self._follow(stack, url, headers)
+            if response.status in self._terms.absent_statuses:
+                yield Absent(response.status)
+                return
+            self._require_ok(response)
+            length = response.content_length
+            if length is not None and length > self._terms.crate_max_bytes:
+                raise Misbehaved(
+                    f"{self.name}: a crate of {length} bytes is over limits.crate "
+                    f"({self._terms.crate_max_bytes})"
+                )
+            yield _HttpCrateBody(self, response, self._terms.crate_max_bytes)
+
+    async def api_get(self, url: str) -> ApiAnswer:
+        """Ask the web API; see the port."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
+        try:
+            async with asyncio.timeout(_API_TIMEOUT_S), AsyncExitStack() as stack:
+                response = await self._follow(stack, url, headers)
+                body = await self._read(response, _API_MAX_BYTES)
+        except TimeoutError:
+            raise self._timed_out() from None
+        return ApiAnswer(response.status, response.content_type, body)
+
+    async def _follow(
+        self,
+        stack: AsyncExitStack,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        new_connection: bool = False,
+    ) -> aiohttp.ClientResponse:
+        """Send a GET and follow redirects; the response is closed with `stack`."""
+        for _ in range(_REDIRECTS_MAX + 1):
+            response = await self._send(stack, url, headers, new_connection=new_connection)
+            if response.status not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location")
+            if location is None:
+                raise Misbehaved(f"{self.name}: a redirect without a Location")
+            response.release()
+            url = urljoin(url, location)
+        raise Misbehaved(f"{self.name}: more than {_REDIRECTS_MAX} redirects")
+
+    async def _send(
+        self, stack: AsyncExitStack, url: str, headers: Mapping[str, str], *, new_connection: bool
+    ) -> aiohttp.ClientResponse:
+        sent = {"User-Agent": self._terms.user_agent, **headers}
+        try:
+            origin = Origin.of(url)
+        except ValueError:
+            raise Misbehaved(f"{self.name}: it leads to what is no http(s) address") from None
+        if origin == self._own and self._terms.token is not None:
+            sent["Authorization"] = self._terms.token
+        try:
+            async with asyncio.timeout(self._terms.first_byte_timeout_s):
+                return await stack.enter_async_context(
+                    self._egress.get(URL(url, encoded=True), sent, new_connection=new_connection)
+                )
+        except TimeoutError:
+            raise self._timed_out() from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._failure(error) from None
+
+    def _require_ok(self, response: aiohttp.ClientResponse) -> None:
+        status = response.status
+        if status == 200:  # noqa: PLR2004 - OK
+            return
+        hint = " (are its credentials right?)" if status in (401, 403, 407) else ""
+        raise Troubled(
+            f"{self.name} answered {status}{hint}",
+            status=status,
+            transient=status in _TRANSIENT_STATUSES,
+            retry_after_s=parse_retry_after(response.headers.get("Retry-After"), time.time()),  # noqa: TID251 - a date is compared with the date
+        )
+
+    def _refuse_html(self, response: aiohttp.ClientResponse, path: str) -> None:
+        if response.content_type in ("text/html", "application/xhtml+xml"):
+            raise Misbehaved(f"{self.name} sent a web page in place of {path}")
+
+    async def _read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+        parts = [part async for part in self.decoded(response, max_bytes)]
+        return b"".join(parts)
+
+    async def decoded(
+        self, response: aiohttp.ClientResponse, max_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """Yield a body without its content coding, never more than `max_bytes` in all."""
+        try:
+            decoder = decoder_for(response.headers.get("Content-Encoding"), max_bytes)
+            async for chunk in response.content.iter_any():
+                for part in decoder.feed(chunk):
+                    yield part
+            decoder.finish()
+        except BodyTooLarge:
+            raise Misbehaved(f"{self.name} sent more than the {max_bytes} bytes allowed") from None
+        except UndecodableBody as problem:
+            raise Misbehaved(f"{self.name}: {problem}") from None
+        except TimeoutError:
+            raise self._timed_out() from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._failure(error) from None
+
+    def _timed_out(self) -> TimedOut:
+        return TimedOut(f"{self.name} did not answer in time")
+
+    def _failure(self, error: Exception) -> UpstreamFailure:
+        """Say in the port's words what aiohttp or the socket said."""
+        forbidden = _forbidden_in(error)
+        if forbidden is not None:
+            return ForbiddenAddress(f"{self.name}: {forbidden}")
+        match error:
+            case aiohttp.ServerTimeoutError():
+                return self._timed_out()
+            case aiohttp.ClientSSLError() | aiohttp.ClientConnectorCertificateError():
+                return Unreachable(f"{self.name}: TLS failed: {_one_line(error)}")
+            case aiohttp.ClientConnectorError():
+                return Unreachable(f"{self.name} cannot be reached: {_one_line(error.os_error)}")
+            case aiohttp.ClientPayloadError():
+                return Unreachable(f"{self.name} broke off in the middle of a body")
+            case aiohttp.ClientResponseError():
+                return Misbehaved(f"{self.name} does not speak HTTP: {_one_line(error)}")
+            case aiohttp.InvalidURL() | ValueError():
+                return Misbehaved(f"{self.name}: it leads to what is no address")
+            case _:
+                return Unreachable(f"{self.name} broke off: {_one_line(error)}")
+
+
+class _HttpCrateBody(CrateBody):
+    """A crate on the wire."""
+
+    def __init__(
+        self, upstream: HttpUpstream, response: aiohttp.ClientResponse, max_bytes: int
+    ) -> None:
+        self._upstream = upstream
+        self._response = response
+        self._max_bytes = max_bytes
+
+    @property
+    def length_bytes(self) -> int | None:
+        """The announced length; unknown under a content coding, where it is another's."""
+        if self._response.headers.get("Content-Encoding", "identity") != "identity":
+            return None
+        return self._response.content_length
+
+    @property
+    def content_type(self) -> str:
+        """The claimed media type."""
+        return self._response.content_type
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the decoded body; see the port."""
+        deadline = asyncio.get_running_loop().time() + _CRATE_TIMEOUT_S
+        async for part in self._upstream.decoded(self._response, self._max_bytes):
+            yield part
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimedOut(f"{self._upstream.name} took too long over one crate")
+
+
+class OfflineUpstream(Upstream):
+    """An upstream that must not be asked: `offline = true`. Opens no socket."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The name it is configured under."""
+        return self._name
+
+    async def index_file(
+        self, path: str, validators: Validators, *, new_connection: bool = False
+    ) -> Answer:
+        """Refuse."""
+        del validators, new_connection
+        raise self._offline(path)
+
+    def crate(self, url: str) -> "_Refusal":
+        """Refuse."""
+        return _Refusal(self._offline(url.rpartition("/")[2]))
+
+    async def api_get(self, url: str) -> ApiAnswer:
+        """Refuse."""
+        del url
+        raise self._offline("its web API")
+
+    def _offline(self, what: str) -> Offline:
+        return Offline(f"{self._name} is offline and {what} is not held here")
+
+
+class _Refusal(AbstractAsyncContextManager[CrateBody | Absent]):
+    def __init__(self, reason: Offline) -> None:
+        self._reason = reason
+
+    async def __aenter__(self) -> CrateBody | Absent:
+        raise self._reason
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def _forbidden_in(error: BaseException) -> str | None:
+    """Find the address guard's objection in what aiohttp made of it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ForbiddenByGuard):
+            return str(seen)
+        if isinstance(seen, aiohttp.ClientConnectorError):
+            inner = seen.os_error
+            if isinstance(inner, ForbiddenByGuard):
+                return str(inner)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

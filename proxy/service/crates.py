@@ -1,0 +1,246 @@
+"""One crate download, from the address to a body that may be sent.
+
+The index line's `cksum` is the address of the bytes; the line is looked up also when the URL brings
+a digest, since authorisation comes before look-up: a digest that this upstream's index never named
+for this version is nobody's here, though a blob of that name lie in the store. A version that our
+snapshot lacks makes us ask for the index once more, not say no.
+
+Then the blob, or the one running download, or the mismatch of a moment ago; and where our disk
+fails, a passage of the client's own.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.core.events import How
+from proxy.core.failures import ChecksumMismatch, NoSuchCrate, TimedOut
+from proxy.core.freshness import NEGATIVE_FRESH_S
+from proxy.core.memory_tier import MemoryTier
+from proxy.core.registry_config import download_url
+from proxy.core.sparse import checksums_of
+from proxy.ports import BlobStore, Clock, Named, Observer
+from proxy.service.download import Body, Download
+from proxy.service.indexes import Indexes
+from proxy.service.passthrough import Passage
+from proxy.service.rendered import Rendered
+from proxy.service.source import CLIENT_PATIENCE_S, Source
+from proxy.service.upstream_configs import UpstreamConfigs
+
+MISMATCH_REMEMBERED_S: Final = 60.0
+_MISMATCHES_MAX: Final = 10_000
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CrateServed:
+    """A crate to send; must be closed. `seekable`: ranges of it can be read, in any order."""
+
+    body: Body
+    digest: str
+    how: How
+    seekable: bool
+    passage: Passage | None = None
+
+    async def aclose(self) -> None:
+        """Let go of the body, sent or not."""
+        self.body.close()
+        if self.passage is not None:
+            await self.passage.aclose()
+
+
+class Crates:
+    """The crate files of all upstreams. For one event loop."""
+
+    def __init__(
+        self,
+        indexes: Indexes,
+        configs: UpstreamConfigs,
+        blobs: BlobStore,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._indexes = indexes
+        self._configs = configs
+        self._blobs = blobs
+        self._clock = clock
+        self._observer = observer
+        self._downloads: dict[Key, Download] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._mismatches: MemoryTier[Key, tuple[float, ChecksumMismatch]] = MemoryTier(
+            _MISMATCHES_MAX
+        )
+
+    @property
+    def flights(self) -> int:
+        """How many downloads are running."""
+        return len(self._downloads)
+
+    async def open(
+        self, source: Source, crate: str, version: str, sha256: str | None
+    ) -> CrateServed | NoSuchCrate:
+        """Find the bytes of a version. Raises UpstreamFailure, never for absence."""
+        named = Named(source.name, crate, version)
+        digest = await self._digest(source, named, sha256)
+        if isinstance(digest, NoSuchCrate):
+            return digest
+        blob = await self._blobs.open(digest)
+        if blob is not None:
+            self._blobs.note_named(digest, named)
+            return CrateServed(blob, digest, How.HIT, seekable=True)
+        self._refuse_known_mismatch((source.name, digest))
+        return await self._download(source, named, digest)
+
+    async def fetch(self, source: Source, named: Named, digest: str) -> NoSuchCrate | None:
+        """Bring one blob in, for nobody in particular. Raises UpstreamFailure or StoreFailure."""
+        blob = await self._blobs.open(digest)
+        if blob is not None:
+            blob.close()
+            return None
+        served = await self._download(source, named, digest)
+        if isinstance(served, NoSuchCrate):
+            return served
+        offset = 0
+        try:
+            while chunk := await served.body.read(offset):
+                offset += len(chunk)
+        finally:
+            await served.aclose()
+        await self._settled((source.name, digest))
+        return None
+
+    async def _digest(self, source: Source, named: Named, sha256: str | None) -> str | NoSuchCrate:
+        name = named.crate.lower()
+        held = await self._indexes.held(source, name)
+        digest = _choose(held, named, sha256)
+        if digest is not None:
+            return digest
+        if sha256 is not None and await self._blobs.was_named(sha256, named):
+            return sha256
+        if held is None or not self._is_recent(held):
+            digest = _choose(await self._indexes.refreshed(source, name), named, sha256)
+            if digest is not None:
+                return digest
+        subject = f"{named.crate} {named.version}"
+        if sha256 is not None:
+            subject = f"{subject} with sha256 {sha256}"
+        return NoSuchCrate(f"the index of {source.name} has no {subject}")
+
+    def _is_recent(self, held: Rendered) -> bool:
+        return 0 <= self._clock.now() - held.snapshot.confirmed_at < NEGATIVE_FRESH_S
+
+    def _refuse_known_mismatch(self, key: Key) -> None:
+        known = self._mismatches.get(key)
+        if known is None:
+            return
+        until, failure = known
+        if self._clock.monotonic() < until:
+            raise failure.with_traceback(None)
+        self._mismatches.discard(key)
+
+    async def _download(
+        self, source: Source, named: Named, digest: str
+    ) -> CrateServed | NoSuchCrate:
+        key = (source.name, digest)
+        download = self._downloads.get(key)
+        how = How.COALESCED
+        if download is None:
+            config = await self._configs.get(source)
+            url = download_url(config.dl, named.crate, named.version, digest)
+            # Somebody else may have begun while the configuration was on its way.
+            download = self._downloads.get(key)
+            if download is None:
+                how = How.MISS
+                download = self._begin(source, named, digest, url)
+        reader = download.attach()
+        try:
+            await asyncio.wait_for(download.settled_or_flowing(), CLIENT_PATIENCE_S)
+        except TimeoutError:
+            reader.close()
+            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+        except BaseException:
+            reader.close()
+            raise
+        if download.absent is not None:
+            reader.close()
+            return NoSuchCrate(
+                f"the index of {source.name} lists {named.crate} {named.version}, but the file is "
+                f"not there ({download.absent.status})"
+            )
+        if download.failure is not None and not download.flows:
+            reader.close()
+            raise download.failure.with_traceback(None)
+        if download.store_failed and not download.flows:
+            reader.close()
+            return await self._pass(source, named, digest, download.url)
+        return CrateServed(reader, digest, how, seekable=False)
+
+    def _begin(self, source: Source, named: Named, digest: str, url: str) -> Download:
+        download = Download(
+            source, self._blobs, self._observer, url=url, digest=digest, named=named
+        )
+        key = (source.name, digest)
+        self._downloads[key] = download
+        task = asyncio.create_task(self._fly(key, download))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return download
+
+    async def _fly(self, key: Key, download: Download) -> None:
+        try:
+            await download.run()
+        finally:
+            del self._downloads[key]
+            download.land()
+        if isinstance(download.failure, ChecksumMismatch):
+            until = self._clock.monotonic() + MISMATCH_REMEMBERED_S
+            self._mismatches.put(key, (until, download.failure), 1)
+
+    async def _settled(self, key: Key) -> None:
+        """Wait until a download has committed, not only been read."""
+        while (download := self._downloads.get(key)) is not None:
+            await download.landed.wait()
+
+    async def _pass(
+        self, source: Source, named: Named, digest: str, url: str
+    ) -> CrateServed | NoSuchCrate:
+        passage = Passage(
+            source,
+            self._observer,
+            url=url,
+            digest=digest,
+            subject=f"{named.crate} {named.version}",
+        )
+        try:
+            async with asyncio.timeout(CLIENT_PATIENCE_S):
+                await passage.begin()
+        except TimeoutError:
+            await passage.aclose()
+            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+        except BaseException:
+            await passage.aclose()
+            raise
+        if passage.absent is not None:
+            await passage.aclose()
+            return NoSuchCrate(f"{source.name} does not have the file of {named.crate}")
+        return CrateServed(passage, digest, How.BYPASS, seekable=False, passage=passage)
+
+    async def close(self, patience_s: float) -> None:
+        """Let running downloads end, then end them."""
+        tasks = list(self._tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+def _choose(held: Rendered | None, named: Named, sha256: str | None) -> str | None:
+    """Return the digest that a snapshot gives for a version, if the URL does not contradict."""
+    if held is None:
+        return None
+    checksums = checksums_of(held.identity, named.crate, named.version)
+    if sha256 is None:
+        return checksums[0] if checksums else None
+    return sha256 if sha256 in checksums else None

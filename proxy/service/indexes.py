@@ -1,0 +1,329 @@
+"""One index request, from the name to the bytes: plan, ask, learn, fall back.
+
+What is held lies in three places: negative answers in memory (for seconds), rendered forms in
+memory, snapshots in the store. One flight per name asks the upstream, whoever and however many want
+it. Here the order of things is told; when a copy may be served and what an answer changes is
+decided in `proxy.core.freshness`, what may be believed in `proxy.core.sparse`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from proxy.core import sparse
+from proxy.core.answers import Absent, Answer, Found, Snapshot, Unchanged
+from proxy.core.events import (
+    How,
+    Kind,
+    NameRemoved,
+    NameReturned,
+    OlderCopyAccepted,
+    OlderCopyRefused,
+    StoreFailed,
+)
+from proxy.core.failures import Misbehaved, StoreFailure, TimedOut, UpstreamFailure
+from proxy.core.freshness import (
+    NEGATIVE_FRESH_S,
+    Ask,
+    Learned,
+    Serve,
+    Turn,
+    UnaskedNotModified,
+    is_usable,
+    learn,
+    needs_second_opinion,
+    plan,
+    validators_for,
+)
+from proxy.core.memory_tier import MemoryTier
+from proxy.core.names import index_path
+from proxy.ports import Clock, IndexStore, Observer, StateStore
+from proxy.service.flights import Flights, outcome
+from proxy.service.rendered import Rendered, render, with_snapshot
+from proxy.service.source import CLIENT_PATIENCE_S, Source
+
+_NEGATIVES_MAX: Final = 10_000
+_OFF_LOOP_BYTES: Final = 64 * 1024
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexServed:
+    """An index file to send. `may_confirm`: a 304 may rest on it."""
+
+    rendered: Rendered
+    how: How
+    may_confirm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAbsent:
+    """The upstream says that there is no such name."""
+
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What a flight brought: the forms (None: absent), and whether the body was confirmed as is."""
+
+    rendered: Rendered | None
+    unchanged: bool
+
+
+class Indexes:
+    """The index files of all upstreams. For one event loop."""
+
+    def __init__(
+        self,
+        store: IndexStore,
+        state: StateStore,
+        clock: Clock,
+        observer: Observer,
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._clock = clock
+        self._observer = observer
+        self._flights: Flights[Key, _Landed] = Flights()
+        self._forms: MemoryTier[Key, Rendered] = MemoryTier(memory_bytes)
+        self._negatives: MemoryTier[Key, float] = MemoryTier(_NEGATIVES_MAX)
+
+    @property
+    def memory(self) -> MemoryTier[Key, Rendered]:
+        """The memory tier, for figures."""
+        return self._forms
+
+    @property
+    def flights(self) -> int:
+        """How many fetches are running."""
+        return len(self._flights)
+
+    async def answer(
+        self, source: Source, name: str, *, conditional: bool
+    ) -> IndexServed | IndexAbsent:
+        """Answer one request for `name` (lower case). Raises UpstreamFailure: never for absence."""
+        key = (source.name, name)
+        if self._is_known_absent(key):
+            return IndexAbsent(How.NEGATIVE)
+        rendered, snapshot = await self._held(key)
+        decision = plan(
+            snapshot,
+            source.terms,
+            self._clock.now(),
+            conditional=conditional,
+            upstream_failing=source.is_failing(),
+        )
+        match decision:
+            case Serve():
+                if rendered is None:
+                    return IndexAbsent(How.NEGATIVE)
+                failing = source.is_failing()
+                if decision.refresh and not failing:
+                    self._ask(source, name)
+                how = How.STALE if decision.stale else How.HIT
+                return IndexServed(rendered, how, may_confirm=not decision.stale or failing)
+            case Ask():
+                return await self._ask_and_wait(source, name, rendered, decision.patience_s)
+
+    def hot(self, source: Source, name: str) -> Rendered | None:
+        """Return the forms of `name` if they are in memory and fresh: the path without an await."""
+        rendered = self._forms.get((source.name, name))
+        if rendered is None:
+            return None
+        age = self._clock.now() - rendered.snapshot.confirmed_at
+        return rendered if 0 <= age < source.terms.fresh_for_s else None
+
+    async def _ask_and_wait(
+        self, source: Source, name: str, held: Rendered | None, patience_s: float | None
+    ) -> IndexServed | IndexAbsent:
+        task, began = self._ask(source, name)
+        try:
+            landed = await outcome(task, CLIENT_PATIENCE_S if patience_s is None else patience_s)
+        except TimeoutError:
+            if held is None or patience_s is None:
+                raise TimedOut(f"{source.name} did not answer in time; try again") from None
+            return IndexServed(held, How.STALE, may_confirm=False)
+        except UpstreamFailure:
+            if held is None or not is_usable(held.snapshot, source.terms, self._clock.now()):
+                raise
+            return IndexServed(held, How.STALE, may_confirm=True)
+        if landed.rendered is None:
+            return IndexAbsent(How.MISS if began else How.COALESCED)
+        if not began:
+            return IndexServed(landed.rendered, How.COALESCED, may_confirm=True)
+        how = How.REVALIDATED if landed.unchanged else How.MISS
+        return IndexServed(landed.rendered, how, may_confirm=True)
+
+    def _ask(self, source: Source, name: str) -> tuple[asyncio.Task[_Landed], bool]:
+        return self._flights.join((source.name, name), lambda: self._fetch(source, name))
+
+    async def held(self, source: Source, name: str) -> Rendered | None:
+        """Return what is held of `name`, however old, asking nobody."""
+        rendered, _ = await self._held((source.name, name))
+        return rendered
+
+    async def refreshed(self, source: Source, name: str) -> Rendered | None:
+        """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure."""
+        task, _ = self._ask(source, name)
+        try:
+            landed = await outcome(task, CLIENT_PATIENCE_S)
+        except TimeoutError:
+            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+        return landed.rendered
+
+    async def _held(self, key: Key) -> tuple[Rendered | None, Snapshot | None]:
+        rendered = self._forms.get(key)
+        if rendered is not None:
+            return rendered, rendered.snapshot
+        snapshot = await self._store.get(*key)
+        if snapshot is None or snapshot.body is None:
+            return None, snapshot
+        newer = self._forms.get(key)
+        if newer is not None:
+            return newer, newer.snapshot
+        rendered = await _render(snapshot)
+        # A flight may have landed while the store was read; what it brought is newer.
+        newer = self._forms.get(key)
+        if newer is not None:
+            return newer, newer.snapshot
+        self._forms.put(key, rendered, rendered.cost_bytes)
+        return rendered, snapshot
+
+    def _is_known_absent(self, key: Key) -> bool:
+        until = self._negatives.get(key)
+        if until is None:
+            return False
+        if self._clock.monotonic() < until:
+            return True
+        self._negatives.discard(key)
+        return False
+
+    async def _fetch(self, source: Source, name: str) -> _Landed:
+        """Ask the upstream for one name, and learn: the body of a flight."""
+        key = (source.name, name)
+        rendered, held = await self._held(key)
+        path = index_path(name)
+        answer = await self._asked(source, path, held, new_connection=False)
+        if needs_second_opinion(held, answer):
+            answer = await self._asked(source, path, held, new_connection=True)
+        try:
+            await _believe(answer, name)
+            learned = learn(held, answer, self._clock.now())
+        except (Misbehaved, UnaskedNotModified) as problem:
+            failure = _as_failure(source, name, problem)
+            source.note_failure(Kind.INDEX, name, failure)
+            raise failure from None
+        return await self._settle(key, rendered, learned, unchanged=isinstance(answer, Unchanged))
+
+    async def _asked(
+        self, source: Source, path: str, held: Snapshot | None, *, new_connection: bool
+    ) -> Answer:
+        return await source.ask(
+            Kind.INDEX,
+            path.rpartition("/")[2],
+            lambda: source.upstream.index_file(
+                path, validators_for(held), new_connection=new_connection
+            ),
+            has_copy=is_usable(held, source.terms, self._clock.now()),
+            received_bytes=lambda answer: len(answer.body) if isinstance(answer, Found) else 0,
+        )
+
+    async def _settle(
+        self, key: Key, held: Rendered | None, learned: Learned, *, unchanged: bool
+    ) -> _Landed:
+        """Let what was learned take effect: memory first, since it serves, then the store."""
+        self._tell(key, learned.turn)
+        snapshot = learned.snapshot
+        if snapshot is None or snapshot.body is None:
+            self._forms.discard(key)
+            self._negatives.put(key, self._clock.monotonic() + NEGATIVE_FRESH_S, 1)
+            if snapshot is not None:
+                await self._keep(key, snapshot, body_changed=True)
+            await self._record(key, learned.turn)
+            return _Landed(None, unchanged=False)
+        same_body = held is not None and held.snapshot.body == snapshot.body
+        if held is not None and same_body:
+            rendered = with_snapshot(held, snapshot)
+        else:
+            rendered = await _render(snapshot)
+        self._negatives.discard(key)
+        self._forms.put(key, rendered, rendered.cost_bytes)
+        await self._keep(key, snapshot, body_changed=not same_body)
+        await self._record(key, learned.turn)
+        return _Landed(rendered, unchanged=unchanged or same_body)
+
+    async def _keep(self, key: Key, snapshot: Snapshot, *, body_changed: bool) -> None:
+        try:
+            if body_changed:
+                await self._store.put(*key, snapshot)
+            else:
+                await self._store.confirm(*key, snapshot)
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed("storing an index file", str(failure)))
+
+    def _tell(self, key: Key, turn: Turn) -> None:
+        match turn:
+            case Turn.NONE:
+                pass
+            case Turn.REMOVED:
+                self._observer.observe(NameRemoved(*key))
+            case Turn.RETURNED:
+                self._observer.observe(NameReturned(*key))
+            case Turn.OLDER_REFUSED:
+                self._observer.observe(OlderCopyRefused(*key))
+            case Turn.OLDER_ACCEPTED:
+                self._observer.observe(OlderCopyAccepted(*key))
+
+    async def _record(self, key: Key, turn: Turn) -> None:
+        try:
+            if turn is Turn.REMOVED:
+                await self._state.removed(*key, self._clock.now())
+            elif turn is Turn.RETURNED:
+                await self._state.returned(*key, self._clock.now())
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed("recording a tombstone", str(failure)))
+
+    def forget(self, upstream: str, name: str | None) -> None:
+        """Drop what memory holds of a name, or of all names of an upstream."""
+        if name is not None:
+            self._forms.discard((upstream, name))
+            self._negatives.discard((upstream, name))
+            return
+        self._forms.discard_where(lambda key: key[0] == upstream)
+        self._negatives.discard_where(lambda key: key[0] == upstream)
+
+    async def close(self, patience_s: float) -> None:
+        """Let running flights end, then end them."""
+        await self._flights.close(patience_s)
+
+
+async def _believe(answer: Answer, name: str) -> None:
+    """Raise Misbehaved unless a body that came is this crate's index file."""
+    if isinstance(answer, Absent | Unchanged):
+        return
+    if len(answer.body) > _OFF_LOOP_BYTES:
+        problem = await asyncio.to_thread(sparse.check, answer.body, name)
+    else:
+        problem = sparse.check(answer.body, name)
+    if problem is not None:
+        raise Misbehaved(problem.reason)
+
+
+def _as_failure(source: Source, name: str, problem: Exception) -> Misbehaved:
+    if isinstance(problem, UnaskedNotModified):
+        return Misbehaved(
+            f"{source.name} said 304 for {name}, which was not asked with a validator"
+        )
+    return Misbehaved(f"{source.name} sent something else than the index file of {name}: {problem}")
+
+
+async def _render(snapshot: Snapshot) -> Rendered:
+    body = snapshot.body
+    assert body is not None, "only bodies are rendered"
+    if len(body) > _OFF_LOOP_BYTES:
+        return await asyncio.to_thread(render, snapshot)
+    return render(snapshot)

@@ -1,0 +1,34 @@
+"""What follows when a crate's bytes are not those that the index names."""
+
+from proxy.core.events import IntegrityFailed, Kind
+from proxy.core.failures import ChecksumMismatch, Misbehaved, UpstreamFailure
+from proxy.ports import Observer
+from proxy.service.source import Source
+
+
+def disproven(
+    source: Source,
+    observer: Observer,
+    *,
+    subject: str,
+    expected: str,
+    actual: str,
+    content_type: str,
+) -> UpstreamFailure:
+    """Report a digest that does not match, and return the failure to raise.
+
+    A web page in the crate's place (a captive portal, a login) says nothing of the crate and may be
+    gone in a moment; any other mismatch is a ChecksumMismatch, which is worth remembering.
+    """
+    observer.observe(IntegrityFailed("upstream", f"{source.name} {subject}", expected, actual))
+    failure: UpstreamFailure
+    if content_type == "text/html":
+        failure = Misbehaved(f"{source.name} sent a web page in place of {subject}")
+    else:
+        failure = ChecksumMismatch(
+            f"{source.name} sent {subject} with sha256 {actual}, its index says {expected}",
+            expected=expected,
+            actual=actual,
+        )
+    source.note_failure(Kind.CRATE, subject, failure)
+    return failure

@@ -1,0 +1,130 @@
+"""One upstream as the journeys see it: the port, its terms, and what its last answers told.
+
+Asking with patience is here too: the retry loop, which every request to an upstream goes through,
+and which alone feeds health, retry budget and the events about requests.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+from proxy.core.answers import Absent, Found, Unchanged
+from proxy.core.events import Kind, UpstreamAsked, UpstreamFailed, UpstreamRecovered
+from proxy.core.failures import UpstreamFailure
+from proxy.core.freshness import Terms
+from proxy.core.health import UpstreamHealth
+from proxy.core.retry import RetryBudget, delay_before_retry
+from proxy.ports import Clock, Observer, Upstream
+
+T = TypeVar("T")
+
+# Cargo gives up at 30 s and our promise is 20, so every attempt of a flight is over before that.
+ASKING_DEADLINE_S: Final = 17.0
+# How long a client is kept waiting for a first word. A flight may go on longer, for the next one.
+CLIENT_PATIENCE_S: Final = 18.0
+
+
+@dataclass(slots=True)
+class Source:
+    """An upstream with its terms. One per configured upstream, shared by all registries."""
+
+    upstream: Upstream
+    terms: Terms
+    clock: Clock
+    observer: Observer
+    offline: bool = False
+    health: UpstreamHealth = field(default_factory=UpstreamHealth)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+
+    @property
+    def name(self) -> str:
+        """The upstream's name."""
+        return self.upstream.name
+
+    def is_failing(self) -> bool:
+        """Tell whether copies should be served without waiting: it failed lately, or is offline."""
+        return self.offline or self.health.is_failing(self.clock.monotonic())
+
+    async def ask(
+        self,
+        kind: Kind,
+        subject: str,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        has_copy: bool,
+        received_bytes: Callable[[T], int],
+        deadline_s: Callable[[], float] = lambda: ASKING_DEADLINE_S,
+    ) -> T:
+        """Call `attempt` until it answers, retrying what may pass. Raises UpstreamFailure.
+
+        `has_copy` says that somebody can be served without this: then a failing upstream is not
+        pressed. `subject` is for the log, `received_bytes` tells the size of an answer. No attempt
+        begins later than `deadline_s` after the first.
+        """
+        self.budget.deposit()
+        first = self.clock.monotonic()
+        number = 1
+        while True:
+            begun = self.clock.monotonic()
+            try:
+                answer = await attempt()
+            except UpstreamFailure as failure:
+                now = self.clock.monotonic()
+                self._asked(kind, failure.outcome, now - begun, failure.received_bytes)
+                remaining_s = deadline_s() - (now - first)
+                delay = self._delay(failure, number, remaining_s, has_copy=has_copy)
+                if delay is None:
+                    self._gave_up(kind, subject, failure, has_copy=has_copy)
+                    raise
+                await self.clock.sleep(delay)
+                number += 1
+            else:
+                now = self.clock.monotonic()
+                self._asked(kind, _outcome_of(answer), now - begun, received_bytes(answer))
+                self._answered(now)
+                return answer
+
+    def _delay(
+        self, failure: UpstreamFailure, number: int, remaining_s: float, *, has_copy: bool
+    ) -> float | None:
+        if has_copy and failure.failing:
+            return None
+        delay = delay_before_retry(
+            failure, attempt=number, jitter=self.clock.jitter(), remaining_s=remaining_s
+        )
+        return delay if delay is not None and self.budget.withdraw() else None
+
+    def note_failure(self, kind: Kind, subject: str, failure: UpstreamFailure) -> None:
+        """Take note of a failure outside `ask`: a body that broke off, a document not believed."""
+        self._gave_up(kind, subject, failure, has_copy=False)
+
+    def _gave_up(
+        self, kind: Kind, subject: str, failure: UpstreamFailure, *, has_copy: bool
+    ) -> None:
+        news = True
+        if failure.failing:
+            news = self.health.failing_since is None
+            self.health.failed(self.clock.monotonic())
+        self.observer.observe(
+            UpstreamFailed(self.name, kind, subject, str(failure), served_stale=has_copy, news=news)
+        )
+
+    def _answered(self, now: float) -> None:
+        failing_for = self.health.answered(now)
+        if failing_for is not None:
+            self.observer.observe(UpstreamRecovered(self.name, failing_for))
+
+    def _asked(self, kind: Kind, outcome: str, duration_s: float, received: int) -> None:
+        self.observer.observe(UpstreamAsked(self.name, kind, outcome, duration_s, received))
+
+
+def _outcome_of(answer: object) -> str:
+    match answer:
+        case Found():
+            return "found"
+        case Unchanged():
+            return "unchanged"
+        case Absent():
+            return "absent"
+        case _:
+            return "found"

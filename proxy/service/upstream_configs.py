@@ -1,0 +1,106 @@
+"""The upstreams' own `config.json`: where their crates and their web API are.
+
+Read at the first need and then every few minutes; kept in the index store beside the snapshots, so
+that an upstream that is down does not take the crates of a reachable `dl` with it, after a restart
+neither. A new one is learned in the background while the old one serves.
+"""
+
+from typing import Final
+
+from proxy.core import registry_config
+from proxy.core.answers import NO_VALIDATORS, Found, Snapshot
+from proxy.core.events import IntegrityFailed, Kind, StoreFailed
+from proxy.core.failures import Misbehaved, StoreFailure, TimedOut, UpstreamFailure
+from proxy.core.registry_config import NotARegistryConfig, RegistryConfig
+from proxy.ports import Clock, IndexStore, Observer
+from proxy.service.flights import Flights, outcome
+from proxy.service.source import CLIENT_PATIENCE_S, Source
+
+CONFIG_FILE: Final = "config.json"
+_FRESH_S: Final = 300.0
+
+
+class UpstreamConfigs:
+    """What each upstream says of itself. For one event loop."""
+
+    def __init__(self, store: IndexStore, clock: Clock, observer: Observer) -> None:
+        self._store = store
+        self._clock = clock
+        self._observer = observer
+        self._flights: Flights[str, RegistryConfig] = Flights()
+        self._known: dict[str, tuple[RegistryConfig, float]] = {}
+
+    async def get(self, source: Source) -> RegistryConfig:
+        """Return the upstream's configuration, a few minutes old at most while it answers.
+
+        Raises UpstreamFailure where none was ever read.
+        """
+        known = self._known.get(source.name)
+        if known is not None and self._clock.monotonic() < known[1]:
+            return known[0]
+        task, _ = self._flights.join(source.name, lambda: self._fetch(source))
+        if known is not None:
+            return known[0]
+        try:
+            return await outcome(task, CLIENT_PATIENCE_S)
+        except TimeoutError:
+            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+
+    def forget(self, upstream: str) -> None:
+        """Ask again at the next need."""
+        self._known.pop(upstream, None)
+
+    async def close(self) -> None:
+        """End what is running."""
+        await self._flights.close(0)
+
+    async def _fetch(self, source: Source) -> RegistryConfig:
+        config = await self._stored(source)
+        try:
+            config = await self._asked(source, has_copy=config is not None)
+        except UpstreamFailure:
+            if config is None:
+                raise
+        self._known[source.name] = (config, self._clock.monotonic() + _FRESH_S)
+        return config
+
+    async def _stored(self, source: Source) -> RegistryConfig | None:
+        held = await self._store.get(source.name, CONFIG_FILE)
+        if held is None or held.body is None:
+            return None
+        try:
+            return registry_config.parse(held.body)
+        except NotARegistryConfig as problem:
+            self._observer.observe(
+                IntegrityFailed("disk", f"{source.name} {CONFIG_FILE}", "", str(problem))
+            )
+            return None
+
+    async def _asked(self, source: Source, *, has_copy: bool) -> RegistryConfig:
+        answer = await source.ask(
+            Kind.CONFIG,
+            CONFIG_FILE,
+            lambda: source.upstream.index_file(CONFIG_FILE, NO_VALIDATORS),
+            has_copy=has_copy,
+            received_bytes=lambda answer: len(answer.body) if isinstance(answer, Found) else 0,
+        )
+        try:
+            config = _read(answer.body if isinstance(answer, Found) else None)
+        except NotARegistryConfig as problem:
+            failure = Misbehaved(f"{source.name}: {problem}")
+            source.note_failure(Kind.CONFIG, CONFIG_FILE, failure)
+            raise failure from None
+        assert isinstance(answer, Found), "what was read had a body"
+        now = self._clock.now()
+        try:
+            snapshot = Snapshot(answer.body, answer.validators, now, now)
+            await self._store.put(source.name, CONFIG_FILE, snapshot)
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed("storing an upstream's config.json", str(failure)))
+        return config
+
+
+def _read(body: bytes | None) -> RegistryConfig:
+    if body is None:
+        raise NotARegistryConfig("there is no config.json at the configured index; is it one?")
+    return registry_config.parse(body)

@@ -1,0 +1,283 @@
+"""The real `holdfast serve`, as a process of its own, in front of test registries.
+
+`Holdfast` writes a configuration, starts the command, waits for the line that says where it serves,
+and speaks HTTP to it. It can be stopped as an orchestrator would, killed as the kernel would, and
+started again on the same port with the same cache. Its port is bound from the beginning by a socket
+that never listens, so that nobody takes it in between.
+
+Nothing of the machine's environment reaches the process.
+"""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.world.cargo import Run
+from tests.world.server import bound_socket
+
+Table = Mapping[str, object]
+
+COMMAND: Final = str(Path(sys.executable).with_name("holdfast"))
+SERVING: Final = " is serving on http://"
+_START_TIMEOUT_SECONDS: Final = 30
+_STOP_TIMEOUT_SECONDS: Final = 20
+_HTTP_TIMEOUT_SECONDS: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer; `headers` have lower-cased names."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def how(self) -> str | None:
+        """How it was served, in the proxy's own word."""
+        return self.headers.get("x-cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of `/metrics`."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def toml(config: Table) -> str:
+    """Write nested tables as TOML; values are strings, numbers, booleans and lists of them."""
+    return "\n".join(_toml_table((), config)) + "\n"
+
+
+def _toml_table(path: tuple[str, ...], table: Table) -> Iterable[str]:
+    if path:
+        yield f"[{'.'.join(path)}]"
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{key} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _toml_table((*path, key), value)
+
+
+class Holdfast:
+    """One proxy: its configuration, its directories below `root`, and the process while it runs.
+
+    `config` has the sections of the configuration file; `cache.dir`, `state.dir` and
+    `server.listen` are filled in. A context manager that starts it, and stops it in good order.
+    """
+
+    def __init__(self, root: Path, config: Table, *, env: Mapping[str, str] | None = None) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self.cache_dir = root / "cache"
+        self.state_dir = root / "state"
+        self.config_file = root / "holdfast.toml"
+        self._reservation = bound_socket(0)
+        self.port: int = self._reservation.getsockname()[1]
+        self._env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(root), **(env or {})}
+        self._process: subprocess.Popen[str] | None = None
+        self._printed: _Printed | None = None
+        self.configure(config)
+
+    def configure(self, config: Table) -> None:
+        """Write the configuration file; a running process does not notice."""
+        defaults: dict[str, Table] = {
+            "server": {"listen": [f"127.0.0.1:{self.port}"], "drain": "5s"},
+            "cache": {"dir": str(self.cache_dir)},
+            "state": {"dir": str(self.state_dir)},
+        }
+        sections: dict[str, object] = dict(config)
+        for name, section in defaults.items():
+            given = sections.get(name, {})
+            assert isinstance(given, Mapping)
+            sections[name] = {**section, **given}
+        self.config_file.write_text(toml(sections))
+
+    @property
+    def url(self) -> str:
+        """The proxy's address, without a trailing slash."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def index_url(self, registry: str = "crates-io") -> str:
+        """The address of a registry's index as Cargo spells it."""
+        return f"sparse+{self.url}/{registry}/index/"
+
+    def start(self) -> Self:
+        """Start serving and wait until the process says so."""
+        assert self._process is None, "already running"
+        with self._stderr_file.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [COMMAND, "serve", "--config", str(self.config_file)],
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        assert self._process.stdout is not None
+        self._printed = _Printed(self._process.stdout)
+        self._printed.start()
+        if not self._printed.serving.wait(_START_TIMEOUT_SECONDS):
+            self.kill()
+            raise AssertionError(f"holdfast serve said nothing in time:\n{self.stderr}")
+        if SERVING not in self.stdout:
+            code = self._process.wait(_STOP_TIMEOUT_SECONDS)
+            self._process = None
+            raise AssertionError(f"holdfast serve exited with {code}:\n{self.stderr}")
+        return self
+
+    def stop(self) -> None:
+        """Ask the process to stop, as an orchestrator does; it must exit with 0."""
+        process = self._running
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(_STOP_TIMEOUT_SECONDS)
+        self._process = None
+        assert code == 0, f"holdfast serve exited with {code}:\n{self.stderr}"
+
+    def kill(self) -> None:
+        """End the process as the kernel does: no word, no last write."""
+        process, self._process = self._running, None
+        process.kill()
+        process.wait(_STOP_TIMEOUT_SECONDS)
+
+    def restart(self) -> Self:
+        """Stop in good order and start on the same port with the same directories."""
+        self.stop()
+        return self.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running proxy."""
+        return self._running.pid
+
+    @property
+    def _running(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "not running"
+        return self._process
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        try:
+            if self._process is not None:
+                self.stop()
+        finally:
+            if self._process is not None:
+                self.kill()
+            self._reservation.close()
+
+    @property
+    def _stderr_file(self) -> Path:
+        return self.root / "stderr.log"
+
+    @property
+    def stdout(self) -> str:
+        """What the last process printed; all of it once that process has ended."""
+        if self._printed is None:
+            return ""
+        if self._process is None:
+            self._printed.join(_STOP_TIMEOUT_SECONDS)
+        return "".join(self._printed.lines)
+
+    @property
+    def stderr(self) -> str:
+        """Everything the process (and those before it) wrote to its standard error."""
+        return self._stderr_file.read_text()
+
+    def log(self) -> list[dict[str, object]]:
+        """Return the log's lines, each of which must be JSON."""
+        return [json.loads(line) for line in self.stderr.splitlines()]
+
+    def get(
+        self, path: str, headers: Mapping[str, str] | None = None, *, method: str = "GET"
+    ) -> Answer:
+        """Ask the proxy over a connection of its own; a body cut short raises IncompleteRead."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=_HTTP_TIMEOUT_SECONDS
+        )
+        try:
+            connection.request(method, path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            fields = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, fields, response.read())
+        finally:
+            connection.close()
+
+    def connect(self) -> socket.socket:
+        """Open a bare connection, for a client that behaves oddly."""
+        return socket.create_connection(("127.0.0.1", self.port), _HTTP_TIMEOUT_SECONDS)
+
+    def metrics(self) -> list[Sample]:
+        """Return every sample of `/metrics`."""
+        families = text_string_to_metric_families(self.get("/metrics").body.decode())
+        return [
+            Sample(sample.name, sample.labels, sample.value)
+            for family in families
+            for sample in family.samples
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of `name` (without the prefix) that have these labels."""
+        values = [
+            sample.value
+            for sample in self.metrics()
+            if sample.name == f"holdfast_{name}" and labels.items() <= sample.labels.items()
+        ]
+        assert values, f"no sample of holdfast_{name} with {labels}"
+        return sum(values)
+
+    def command(self, *arguments: str) -> Run:
+        """Run `holdfast <arguments>` with the proxy's configuration."""
+        command = [COMMAND, *arguments, "--config", str(self.config_file)]
+        done = subprocess.run(
+            command,
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_HTTP_TIMEOUT_SECONDS,
+        )
+        return Run(" ".join(command), done.returncode, done.stdout, done.stderr, 0.0)
+
+
+class _Printed(threading.Thread):
+    """Reads a process's standard output to its end, so that it never waits for a reader.
+
+    `serving` is set when the line has come that says where it serves, or none can come any more.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__(daemon=True)
+        self.lines: list[str] = []
+        self.serving = threading.Event()
+        self._stream = stream
+
+    def run(self) -> None:
+        with self._stream:
+            for line in self._stream:
+                self.lines.append(line)
+                if SERVING in line:
+                    self.serving.set()
+        self.serving.set()
