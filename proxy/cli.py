@@ -163,7 +163,7 @@ def _announce(settings: Settings, urls: list[str]) -> None:
     base = None if settings.server.public_urls else _local(urls[0])
     for url in urls:
         typer.echo(f"holdfast {version.VERSION} is serving on {url}")
-    typer.echo("Put this into $CARGO_HOME/config.toml (usually ~/.cargo/config.toml):\n")
+    typer.echo()
     typer.echo(cargo_config(settings, base, None))
     sys.stdout.flush()
 

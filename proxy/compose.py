@@ -42,6 +42,7 @@ from proxy.service.api import Api
 from proxy.service.crates import Crates
 from proxy.service.housekeeping import Housekeeping
 from proxy.service.indexes import Indexes
+from proxy.service.insistence import Insistence
 from proxy.service.operations import Json, Operations
 from proxy.service.registry import Registry
 from proxy.service.source import Source
@@ -94,10 +95,11 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         await index_store.open()
         memory_bytes = settings.cache.memory_bytes // 2
         blobs = FileBlobStore(
-            directory, _limits(settings), telemetry, clock, memory_bytes=memory_bytes
+            directory, _limits(settings, 0), telemetry, clock, memory_bytes=memory_bytes
         )
         stack.push_async_callback(blobs.close)
         await blobs.open_store()
+        blobs.set_limits(_limits(settings, (await blobs.usage()).stored_bytes))
         indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
         stack.push_async_callback(indexes.close, _LAST_PATIENCE_S)
         configs = UpstreamConfigs(index_store, clock, telemetry)
@@ -116,7 +118,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs)),
+            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock)),
             housekeeping=housekeeping,
             operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
             telemetry=telemetry,
@@ -133,12 +135,15 @@ def _used(telemetry: Telemetry) -> Callable[[], Json]:
     return lambda: asdict(telemetry.totals)
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: Settings, stored_bytes: int) -> Limits:
+    """Resolve the limits. What the cache holds already is not free any more, and still its own."""
     settings.cache.dir.mkdir(parents=True, exist_ok=True)
     disk = shutil.disk_usage(settings.cache.dir)
     max_size = settings.cache.max_size_bytes
     if max_size is None:
-        max_size = min(_DEFAULT_MAX_SIZE_BYTES, int(disk.free * _DEFAULT_SHARE_OF_FREE))
+        max_size = min(
+            _DEFAULT_MAX_SIZE_BYTES, int((disk.free + stored_bytes) * _DEFAULT_SHARE_OF_FREE)
+        )
     return Limits(max_size, settings.cache.min_free.of(disk.total))
 
 

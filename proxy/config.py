@@ -186,7 +186,10 @@ class _Reading:
         table = self._table(section)
         if "dir" in table:
             return table
-        place = str(default("holdfast", False))
+        try:
+            place = str(default("holdfast", False))
+        except RuntimeError:
+            place = "~"
         if place.startswith("~"):
             self._note((section, "dir"), "write one: this user has no home directory")
             place = "/"

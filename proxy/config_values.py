@@ -120,7 +120,8 @@ class MinFree:
 
     def of(self, total_bytes: int) -> int:
         """Return the bytes that stay free on a file system of `total_bytes`."""
-        return max(self.size_bytes, int(total_bytes * self.percent / 100))
+        hundredths = round(self.percent * 100)  # what can be written; integers stay exact
+        return max(self.size_bytes, total_bytes * hundredths // 10_000)
 
 
 def parse_min_free(value: object) -> MinFree:

@@ -60,10 +60,15 @@ class FileDraft(Draft):
         self._shared_slice: tuple[int, int, bytes] | None = None
 
     async def write(self, data: bytes) -> None:
+        """Append; the disk is touched once per block, and not at all by the first."""
         await self._settled()
         if self._is_ended or self._fault is not None:
             raise StoreFailure(self._fault or _ENDED)
-        await self._reservation.cover(self._size_bytes + len(data))
+        try:
+            await self._reservation.cover(self._size_bytes + len(data))
+        except StoreFailure as failure:
+            self._fault = str(failure)
+            raise
         self._tail += data
         if len(self._tail) > BLOCK_BYTES:
             self._spilling = self._threads.begin(self._spill())
@@ -72,6 +77,7 @@ class FileDraft(Draft):
                 raise StoreFailure(self._fault)
 
     async def read(self, offset: int, stop: int) -> bytes:
+        """Return what follows in the block, or in the unfinished tail, that `offset` is in."""
         if self._is_closed:
             raise StoreFailure("reading a draft: it is closed")
         if offset >= stop:
@@ -84,11 +90,13 @@ class FileDraft(Draft):
         return block if end - skipped == BLOCK_BYTES else block[skipped:end]
 
     def digest(self) -> str:
+        """Return the SHA-256; hashes a block at most."""
         hashing = self._hashed.copy()
         hashing.update(self._tail)
         return hashing.hexdigest()
 
     async def commit(self, named: Named) -> None:
+        """Make it a blob. A small one is served from memory even if the disk refuses it."""
         await self._settled()
         if self._fault is not None:
             await self.discard()
@@ -103,11 +111,13 @@ class FileDraft(Draft):
         await self._threads.see_through(self._commit(digest, tail, named))
 
     async def discard(self) -> None:
+        """Remove the file, unless it is a blob already."""
         if not self._is_ended:
             self._is_ended = True
             await self._threads.see_through(self._drop())
 
     def close(self) -> None:
+        """Let go of file and memory; one that was neither committed nor discarded goes too."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -26,7 +26,6 @@ from typing import Final
 from proxy.core.names import is_sha256
 from proxy.core.room import on_disk
 
-FOLDERS: Final = 256
 _PAIR: Final = re.compile(r"[0-9a-f]{2}")
 _HASHED_AT_ONCE: Final = 1 << 20
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -208,12 +207,19 @@ class BlobFiles:
         """Return those digests at whose places nothing is."""
         return [digest for digest in digests if not os.path.lexists(self._place(digest))]
 
-    def digests(self, folder: int) -> tuple[list[str], int]:
+    def folders(self) -> tuple[list[str], int]:
+        """List the 256 folders, as many as there are, and count the strangers beside them."""
+        entries = _listed(self._blobs)
+        folders = [entry.name for entry in entries if _is_folder(entry)]
+        above = [entry for entry in _listed(self._blobs.parent) if entry.name != "sha256"]
+        return folders, len(entries) - len(folders) + len(above)
+
+    def digests(self, folder: str) -> tuple[list[str], int]:
         """List one of the 256 folders: the blobs in it, and how many strangers there are."""
         entries = list(self._entries(folder))
         return [entry.name for entry in entries if entry is not None], entries.count(None)
 
-    def survey(self, folder: int) -> tuple[list[Found], int]:
+    def survey(self, folder: str) -> tuple[list[Found], int]:
         """List one of the 256 folders with what the file system knows of each blob."""
         found, strangers = [], 0
         for entry in self._entries(folder):
@@ -224,12 +230,6 @@ class BlobFiles:
                 status = entry.stat(follow_symlinks=False)
                 found.append(Found(entry.name, status.st_size, status.st_mtime))
         return found, strangers
-
-    def strangers_above(self) -> int:
-        """Count what is not ours beside the 256 folders."""
-        above = [entry for entry in self._blobs.parent.iterdir() if entry.name != "sha256"]
-        beside = [entry for entry in self._blobs.iterdir() if not _PAIR.fullmatch(entry.name)]
-        return len(above) + len(beside)
 
     def quarantined(self) -> int:
         """Count what was set aside."""
@@ -243,15 +243,14 @@ class BlobFiles:
     def _place(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest[2:4] / digest
 
-    def _entries(self, folder: int) -> Iterator[os.DirEntry[str] | None]:
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str] | None]:
         """Yield the blobs of a folder, and None for each stranger."""
-        first = f"{folder:02x}"
-        for second in _listed(self._blobs / first):
-            if not _PAIR.fullmatch(second.name) or not second.is_dir(follow_symlinks=False):
+        for second in _listed(self._blobs / folder):
+            if not _is_folder(second):
                 yield None
                 continue
             for entry in _listed(Path(second.path)):
-                ours = is_sha256(entry.name) and entry.name.startswith(first + second.name)
+                ours = is_sha256(entry.name) and entry.name.startswith(folder + second.name)
                 yield entry if ours and entry.is_file(follow_symlinks=False) else None
 
     def _sync_directory(self) -> None:
@@ -264,6 +263,10 @@ class BlobFiles:
 
 def _described(fd: int, found: os.stat_result) -> Opened:
     return Opened(fd, found.st_size, (found.st_dev, found.st_ino))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return _PAIR.fullmatch(entry.name) is not None and entry.is_dir(follow_symlinks=False)
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:

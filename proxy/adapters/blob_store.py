@@ -92,6 +92,10 @@ class FileBlobStore(BlobStore):
             asyncio.create_task(self._survey_when_doubted()),
         ]
 
+    def set_limits(self, limits: Limits) -> None:
+        """Hold the store to other limits from the next reservation on."""
+        self._room.limits = limits
+
     async def close(self) -> None:
         """Write out what is noted, and mark the stop as clean. Never raises."""
         for task in self._background:
@@ -109,6 +113,7 @@ class FileBlobStore(BlobStore):
         self._threads.close()
 
     async def open(self, digest: str) -> Blob | None:
+        """Open a blob: one of a single block that is in memory without touching the disk."""
         if not is_sha256(digest):
             return None
         in_memory = self._blocks.alone(digest)
@@ -122,6 +127,7 @@ class FileBlobStore(BlobStore):
         return FileBlob(file, self._blocks)
 
     async def draft(self, expected_bytes: int | None) -> Draft:
+        """Begin a draft; space for one of unknown length is reserved as it grows."""
         reservation = Reservation(self._room)
         try:
             await reservation.cover(expected_bytes or 1, is_final=expected_bytes is not None)
@@ -131,19 +137,24 @@ class FileBlobStore(BlobStore):
         return FileDraft(self._files, self._shelf, self._blocks, self._threads, reservation)
 
     def note_named(self, digest: str, named: Named) -> None:
+        """Note what named a digest, to be written with the next batch."""
         if is_sha256(digest):
             self._ledger.note_named(digest, named)
 
     async def names_of(self, digest: str) -> tuple[Named, ...]:
+        """Return what a blob was named as, be it stored or not."""
         return await self._ledger.names_of(digest) if is_sha256(digest) else ()
 
     async def was_named(self, digest: str, named: Named) -> bool:
+        """Tell whether this was named as that; no, if the ledger cannot be read."""
         return is_sha256(digest) and await self._ledger.was_named(digest, named)
 
     async def digests_of(self, upstream: str, crate: str | None) -> tuple[tuple[str, Named], ...]:
+        """Return what an upstream named, be it stored or not."""
         return await self._ledger.digests_of(upstream, crate)
 
     async def remove(self, digests: Iterable[str]) -> int:
+        """Remove all of these that can be removed, and then raise if some could not."""
         wanted = [digest for digest in dict.fromkeys(digests) if is_sha256(digest)]
         blobs = freed_bytes = 0
         refused: dict[str, str] = {}
@@ -162,17 +173,21 @@ class FileBlobStore(BlobStore):
         return freed_bytes
 
     async def make_room(self) -> int:
+        """Evict what was used longest ago, a little below the limits."""
         return await self._room.make_room()
 
     def digests(self) -> AsyncIterator[str]:
+        """Walk over the blobs; a completed walk also counts the strangers."""
         return self._survey.digests()
 
     async def check(self, digest: str) -> BlobFinding | None:
+        """Hash a blob, in a thread that serves no reader."""
         if not is_sha256(digest):
             return None
         return await self._threads.see_through(self._shelf.check(digest))
 
     async def usage(self) -> BlobUsage:
+        """Return the sums, which are the ledger's; strangers as of the last walk."""
         quarantined = 0
         with suppress(StoreFailure):
             quarantined = await self._threads.run("counting blobs", self._files.quarantined)

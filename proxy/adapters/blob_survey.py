@@ -8,11 +8,11 @@ store; an adopted blob is no different from one that a client asked for first.
 Files that are not blobs are strangers: left alone, counted by whichever walk was completed last.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
-from proxy.adapters.blob_files import FOLDERS, BlobFiles, Found
+from proxy.adapters.blob_files import BlobFiles, Found
 from proxy.adapters.blob_shelf import BlobShelf
 from proxy.adapters.disk_threads import DiskThreads
 from proxy.adapters.ledger import Row
@@ -21,6 +21,9 @@ from proxy.core.events import StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.ports import Clock, Observer
 
+T = TypeVar("T")
+_LISTING: Final = "listing blobs"
+_FOLDERS: Final = 256
 _UNPROVEN: Final = -1
 _FORGOTTEN_AT_ONCE: Final = 500
 
@@ -47,14 +50,16 @@ class BlobSurvey:
 
     async def digests(self) -> AsyncIterator[str]:
         """Yield the digest of every blob on disk; a folder that cannot be read is left out."""
-        strangers = await self._strangers_above()
-        for folder in range(FOLDERS):
+        try:
+            folders, strangers = await self._listed(self._files.folders)
+        except StoreFailure as failure:
+            self._observer.observe(StoreFailed(_LISTING, str(failure)))
+            return
+        for folder in folders:
             try:
-                digests, beside = await self._threads.run(
-                    "listing blobs", partial(self._files.digests, folder)
-                )
+                digests, beside = await self._listed(partial(self._files.digests, folder))
             except StoreFailure as failure:
-                self._observer.observe(StoreFailed("listing blobs", str(failure)))
+                self._observer.observe(StoreFailed(_LISTING, str(failure)))
                 continue
             strangers += beside
             for digest in digests:
@@ -63,13 +68,11 @@ class BlobSurvey:
 
     async def reconcile(self) -> None:
         """Make the ledger agree with the files. Raises StoreFailure, and may be begun again."""
-        strangers = await self._strangers_above()
-        for folder in range(FOLDERS):
-            found, beside = await self._threads.run(
-                "listing blobs", partial(self._files.survey, folder)
-            )
+        _, strangers = await self._listed(self._files.folders)
+        for number in range(_FOLDERS):
+            found, beside = await self._listed(partial(self._files.survey, f"{number:02x}"))
             strangers += beside
-            known = await self._ledger.digests_in(folder)
+            known = await self._ledger.digests_in(number)
             await self._ledger.adopt(
                 [self._row(blob) for blob in found if blob.digest not in known]
             )
@@ -80,14 +83,10 @@ class BlobSurvey:
         await self._ledger.mark_surveyed()
         self.strangers = strangers
 
+    async def _listed(self, work: Callable[[], tuple[list[T], int]]) -> tuple[list[T], int]:
+        return await self._threads.run(_LISTING, work)
+
     def _row(self, blob: Found) -> Row:
         # A file from the future would never be evicted.
         used_at = min(blob.modified_at, self._clock.now())
         return Row(blob.digest, blob.size_bytes, int(used_at * 1e6), _UNPROVEN)
-
-    async def _strangers_above(self) -> int:
-        try:
-            return await self._threads.run("listing blobs", self._files.strangers_above)
-        except StoreFailure as failure:
-            self._observer.observe(StoreFailed("listing blobs", str(failure)))
-            return self.strangers

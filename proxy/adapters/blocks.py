@@ -24,6 +24,7 @@ from proxy.ports import Blob
 
 BLOCK_BYTES: Final = 256 * 1024
 _OVERHEAD_BYTES: Final = 300
+_CLOSED: Final = "reading a blob: it is closed"
 
 
 class _Block(NamedTuple):
@@ -163,11 +164,13 @@ class FileBlob(Blob):
 
     @property
     def size_bytes(self) -> int:
+        """The size that was checked when it was opened."""
         return self._size_bytes
 
     async def read(self, offset: int) -> bytes:
+        """Return what follows in the block that `offset` is in."""
         if self._file is None:
-            raise StoreFailure("reading a blob: it is closed")
+            raise StoreFailure(_CLOSED)
         if offset >= self._size_bytes:
             return b""
         number, skipped = divmod(offset, BLOCK_BYTES)
@@ -175,6 +178,7 @@ class FileBlob(Blob):
         return block[skipped:] if skipped else block
 
     def close(self) -> None:
+        """Stop being a user of the file."""
         file, self._file = self._file, None
         if file is not None:
             file.release()
@@ -183,20 +187,26 @@ class FileBlob(Blob):
 class MemoryBlob(Blob):
     """A blob that is all in memory."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_data", "_size_bytes")
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data: bytes | None = data
+        self._size_bytes = len(data)
 
     @property
     def size_bytes(self) -> int:
-        return len(self._data)
+        """Its length."""
+        return self._size_bytes
 
     async def read(self, offset: int) -> bytes:
+        """Return all the rest."""
+        if self._data is None:
+            raise StoreFailure(_CLOSED)
         return self._data[offset:] if offset else self._data
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """Let go of the bytes."""
+        self._data = None
 
 
 def _blocks_in(size_bytes: int) -> int:

@@ -85,16 +85,17 @@ _ENVIRONMENT: Final = frozenset(
     }
 )
 
-DISK_ERRORS: Final = (sqlite3.Error, Timeout, OSError, ValueError)
+
+class Unusable(Exception):
+    """The database is damaged, or not one of ours."""
+
+
+DISK_ERRORS: Final = (Unusable, sqlite3.Error, Timeout, OSError, ValueError)
 """What any operation of a `RowCache` may raise.
 
 ValueError comes from databases that contradict themselves: two rows where diskcache unpacks one, an
 error message of SQLite that quotes a damaged name and is not UTF-8.
 """
-
-
-class Unusable(Exception):
-    """The database is damaged, or not one of ours."""
 
 
 class ForeignRow(OSError):
@@ -166,6 +167,16 @@ class RowCache(Cache):  # type: ignore[misc]  # diskcache has no types
         status = Path(self.directory, DATABASE).stat()
         return status.st_dev, status.st_ino
 
+    def replace(self, key: str, value: bytes) -> None:
+        """Set a row, without looking at the old one, and see that it can be read again.
+
+        In a damaged tree a row may be written to where no search leads; that is Unusable.
+        """
+        self.drop(key)
+        self.set(key, value)
+        if self.get(key) != value:
+            raise Unusable("what was just written is not found")
+
     def drop(self, *keys: str) -> int:
         """Delete rows without looking at them; returns how many there were."""
         marks = ", ".join("?" * len(keys))
@@ -199,7 +210,7 @@ class RowCache(Cache):  # type: ignore[misc]  # diskcache has no types
 
 
 def open_rows(directory: Path) -> RowCache:
-    """Open or begin the database in `directory`. Raises Unusable, or another of DISK_ERRORS."""
+    """Open or begin the database in `directory`. Raises DISK_ERRORS; Unusable if it never will."""
     if os.path.expandvars(directory) != str(directory):
         raise OSError(f"{directory}: diskcache would expand the $ in this name")
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -228,7 +239,7 @@ def cause_of(error: BaseException) -> BaseException:
 def is_damage(error: BaseException) -> bool:
     """Tell whether an error of a database in use means that the database is broken."""
     cause = cause_of(error)
-    return isinstance(cause, ValueError) or _code(cause) in _DAMAGE
+    return isinstance(cause, Unusable | ValueError) or _code(cause) in _DAMAGE
 
 
 def is_lack_of_room(error: BaseException) -> bool:

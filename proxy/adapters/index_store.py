@@ -261,7 +261,7 @@ class DiskIndexStore(IndexStore):
         self._move_aside(reason)
         try:
             return open_rows(self._directory)
-        except (Unusable, *DISK_ERRORS) as error:
+        except DISK_ERRORS as error:
             raise StoreFailure(f"cannot {_OPENING}: {_one_line(error)}") from error
 
     def _move_aside(self, reason: str) -> None:
@@ -300,10 +300,9 @@ def _changed(cache: RowCache, change: Callable[[RowCache], T]) -> T:
 
 
 def _replace(cache: RowCache, *, key: str, rows: dict[str, bytes]) -> None:
-    # Dropped first: then it does not matter what the old rows held.
-    cache.drop(f"m:{key}", f"b:{key}")
+    cache.drop(f"b:{key}")
     for row_key, row in rows.items():
-        cache.set(row_key, row)
+        cache.replace(row_key, row)
 
 
 def _confirm(cache: RowCache, *, key: str, metadata: Metadata) -> None:
@@ -316,7 +315,7 @@ def _confirm(cache: RowCache, *, key: str, metadata: Metadata) -> None:
         return
     if held.body != metadata.body or (held.body is not None and f"b:{key}" not in cache):
         return
-    cache.set(f"m:{key}", write_metadata(key, metadata))
+    cache.replace(f"m:{key}", write_metadata(key, metadata))
 
 
 def _remove(cache: RowCache, *, key: str) -> bool:

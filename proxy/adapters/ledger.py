@@ -26,7 +26,7 @@ from typing import Final
 from proxy.ports import Named
 
 _FORMAT: Final = 1
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 BEGIN;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('epoch', 0), ('blobs', 0), ('stored_bytes', 0), ('surveyed', 0);
@@ -52,7 +52,7 @@ CREATE TRIGGER blob_resized AFTER UPDATE OF size ON blobs BEGIN
     UPDATE meta SET value = value + (new.size + 4095) / 4096 * 4096
         - (old.size + 4095) / 4096 * 4096 WHERE key = 'stored_bytes';
 END;
-PRAGMA user_version = {_FORMAT};
+PRAGMA user_version = 1;
 COMMIT;
 """
 _PUT: Final = """

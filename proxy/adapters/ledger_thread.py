@@ -122,13 +122,13 @@ class LedgerThread:
         async with self._flushing:
             while self._uses:
                 uses = dict(islice(self._uses.items(), _SLICE))
-                await self._run("noting uses", lambda ledger, uses=uses: ledger.use(uses))
+                await self._run("noting uses", partial(Ledger.use, uses=uses))
                 for digest, used_us in uses.items():
                     if self._uses.get(digest) == used_us:
                         del self._uses[digest]
             while self._names:
                 names = list(islice(self._names, _SLICE))
-                await self._run("noting names", lambda ledger, names=names: ledger.note(names))
+                await self._run("noting names", partial(Ledger.note, names=names))
                 for name in names:
                     del self._names[name]
 
@@ -176,7 +176,7 @@ class LedgerThread:
         """Record files found on the disk, as unproven."""
         for start in range(0, len(rows), _SLICE):
             part = rows[start : start + _SLICE]
-            await self._change(lambda ledger, part=part: ledger.adopt(part))
+            await self._change(partial(Ledger.adopt, rows=part))
 
     async def mark_surveyed(self) -> None:
         """Note that rows and files agree."""

@@ -18,6 +18,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -111,6 +112,8 @@ class Telemetry(Observer):
     def __init__(
         self, registries: Iterable[str], upstreams: Iterable[str], version: str, clock: Clock
     ) -> None:
+        # A "_created" series beside every counter doubles the page, and no dashboard reads it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
         self.totals = Totals()
         self._registry = CollectorRegistry()

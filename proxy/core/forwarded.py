@@ -82,7 +82,7 @@ def base_url(reached: Reached, rules: AddressRules) -> str:
     host = reached.host
     if trusted and reached.forwarded_host is not None:
         host = _last(reached.forwarded_host)
-    if host is not None and _HOST.fullmatch(host) is None:
+    if host is not None and not _is_host(host):
         raise BadHost("the Host header is not a host name")
     if rules.allowed_hosts and (host is None or not _is_allowed(host, rules.allowed_hosts)):
         raise BadHost("this host name is not served here (see server.allowed_hosts)")
@@ -110,6 +110,16 @@ def client_address(reached: Reached, rules: AddressRules) -> str:
             if not is_trusted(address, rules):
                 return str(address)
     return str(_unmapped(reached.peer)) if reached.peer is not None else "local"
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    if match is None:
+        return False
+    try:
+        return not text.startswith("[") or isinstance(ip_address(_bare(text)), IPv6Address)
+    except ValueError:
+        return False
 
 
 def _last(header: str) -> str:

@@ -6,7 +6,8 @@ The terms (RFC 9111 section 4.2 and RFC 5861, narrowed by what cargo does):
   flight asks in the background: cargo follows such a request with a conditional one when the copy
   does not suffice. A *conditional* request is answered 304 from a stale copy by nobody who wants a
   `--locked` build to succeed, so it waits for the flight; if that takes longer than `PATIENCE_S`,
-  it gets the stale copy as a body.
+  it gets the stale copy as a body. The client that sent it insists from then on: what it asks next
+  without a validator it has only just discovered, and will not ask for again.
 - When asking has failed, a stale copy is served for `stale_if_error`, and may be a 304: it is the
   best that anyone knows.
 - Times from the future (a clock that jumped) make a copy stale, never unusable.
@@ -74,9 +75,13 @@ def is_usable(snapshot: Snapshot | None, terms: Terms, now: float) -> bool:
 
 
 def plan(
-    held: Snapshot | None, terms: Terms, now: float, *, conditional: bool, upstream_failing: bool
+    held: Snapshot | None, terms: Terms, now: float, *, insisting: bool, upstream_failing: bool
 ) -> Plan:
-    """Decide what to do for one request. `upstream_failing`: it failed moments ago; do not wait."""
+    """Decide what to do for one request.
+
+    `insisting`: it is conditional, or its client's requests were; no stale copy at once.
+    `upstream_failing`: the upstream failed moments ago; do not wait for it.
+    """
     if held is None:
         return Ask(NO_VALIDATORS, patience_s=None)
     if is_fresh(held, terms, now):
@@ -85,7 +90,7 @@ def plan(
     if usable and upstream_failing:
         return Serve(stale=True, refresh=True)
     lately = 0 <= now - held.confirmed_at < terms.fresh_for_s + terms.stale_while_revalidate_s
-    if usable and lately and not conditional:
+    if usable and lately and not insisting:
         return Serve(stale=True, refresh=True)
     return Ask(validators_for(held), patience_s=PATIENCE_S if usable else None)
 

@@ -103,9 +103,12 @@ class Indexes:
         return len(self._flights)
 
     async def answer(
-        self, source: Source, name: str, *, conditional: bool
+        self, source: Source, name: str, *, insisting: bool
     ) -> IndexServed | IndexAbsent:
-        """Answer one request for `name` (lower case). Raises UpstreamFailure: never for absence."""
+        """Answer one request for `name` (lower case). Raises UpstreamFailure: never for absence.
+
+        `insisting`: the request is conditional, or comes from a client that asked so of late.
+        """
         key = (source.name, name)
         if self._is_known_absent(key):
             return IndexAbsent(How.NEGATIVE)
@@ -114,7 +117,7 @@ class Indexes:
             snapshot,
             source.terms,
             self._clock.now(),
-            conditional=conditional,
+            insisting=insisting,
             upstream_failing=source.is_failing(),
         )
         match decision:

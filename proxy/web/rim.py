@@ -30,6 +30,7 @@ from proxy.ports import Clock, Observer
 from proxy.service.api import Api
 from proxy.service.crates import Crates
 from proxy.service.indexes import IndexAbsent, Indexes
+from proxy.service.insistence import Insistence
 from proxy.service.registry import Registry
 from proxy.web import replies
 from proxy.web.failures import told
@@ -49,6 +50,7 @@ class Journeys:
     indexes: Indexes
     crates: Crates
     api: Api
+    insistence: Insistence
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class _Seen:
     kind: Kind
     how: How
     subject: str
+    client: str
     sent_bytes: int = 0
 
 
@@ -98,7 +101,8 @@ class Rim:
         registry = self._registries.get(route.registry)
         if registry is None:
             return replies.plain(400, self._directions(), How.REFUSED)
-        seen = _Seen(registry.name, *_kind_and_subject(route))
+        client = client_address(_reached(request), self._addresses)
+        seen = _Seen(registry.name, *_kind_and_subject(route), client)
         response = await self._answer(request, route, registry, seen)
         self._observer.observe(
             RequestServed(
@@ -108,7 +112,7 @@ class Rim:
                 status=response.status,
                 duration_s=time.perf_counter() - begun,
                 sent_bytes=seen.sent_bytes,
-                client=client_address(_reached(request), self._addresses),
+                client=seen.client,
                 subject=seen.subject,
             )
         )
@@ -162,11 +166,16 @@ class Rim:
         if route.name is None:
             seen.how = How.REFUSED
             return replies.plain(404, "this is no crate's path in an index", How.REFUSED)
+        conditional = replies.is_conditional(request)
+        if conditional:
+            self._journeys.insistence.note(seen.client)
         rendered = self._journeys.indexes.hot(registry.source, route.name)
         how, may_confirm = How.HIT, True
         if rendered is None:
             served = await self._journeys.indexes.answer(
-                registry.source, route.name, conditional=replies.is_conditional(request)
+                registry.source,
+                route.name,
+                insisting=conditional or self._journeys.insistence.insists(seen.client),
             )
             if isinstance(served, IndexAbsent):
                 seen.how = served.how

@@ -17,6 +17,8 @@ from tests.world.holdfast import Holdfast
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
+# Each request for an index file is checked with the upstream, so that a change is seen at once.
+EAGER = {"crates-io": {"fresh_for": "0s", "stale_while_revalidate": "0s"}}
 NO_SUCH_PACKAGE = "no matching package"
 
 
@@ -130,7 +132,7 @@ def test_a_version_that_was_yanked_or_a_crate_that_was_deleted_stays_for_those_w
     desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch
 ) -> None:
     registry.publish(Package("pulled"), Package("kept"))
-    proxy = launch({"crates-io": upstream}, upstreams={"crates-io": {"fresh_for": "0s"}})
+    proxy = launch({"crates-io": upstream}, upstreams=EAGER)
     home = desk.home(proxy.index_url(), retries=0)
     project = desk.project('pulled = "1"\nkept = "1"')
     home.run(project, "fetch").succeeded()

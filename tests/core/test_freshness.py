@@ -75,16 +75,16 @@ def test_what_a_copy_of_some_age_is_good_for(
     age: float, terms: Terms, unconditional: Plan, conditional: Plan, while_failing: Plan
 ) -> None:
     now = T + age
-    assert plan(HELD, terms, now, conditional=False, upstream_failing=False) == unconditional
-    assert plan(HELD, terms, now, conditional=True, upstream_failing=False) == conditional
-    assert plan(HELD, terms, now, conditional=False, upstream_failing=True) == while_failing
-    assert plan(HELD, terms, now, conditional=True, upstream_failing=True) == while_failing
+    assert plan(HELD, terms, now, insisting=False, upstream_failing=False) == unconditional
+    assert plan(HELD, terms, now, insisting=True, upstream_failing=False) == conditional
+    assert plan(HELD, terms, now, insisting=False, upstream_failing=True) == while_failing
+    assert plan(HELD, terms, now, insisting=True, upstream_failing=True) == while_failing
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("failing", [False, True])
-def test_what_is_not_held_is_asked_for_without_validators(conditional: bool, failing: bool) -> None:
-    decision = plan(None, PUBLIC, T, conditional=conditional, upstream_failing=failing)
+def test_what_is_not_held_is_asked_for_without_validators(insisting: bool, failing: bool) -> None:
+    decision = plan(None, PUBLIC, T, insisting=conditional, upstream_failing=failing)
     assert decision == Ask(NO_VALIDATORS, None)
 
 
@@ -103,15 +103,15 @@ def test_what_is_not_held_is_asked_for_without_validators(conditional: bool, fai
 def test_a_tombstone_says_no_for_seconds_and_then_nothing(
     age: float, terms: Terms, expected: Plan, failing: bool
 ) -> None:
-    assert plan(GONE, terms, T + age, conditional=False, upstream_failing=failing) == expected
+    assert plan(GONE, terms, T + age, insisting=False, upstream_failing=failing) == expected
 
 
 @pytest.mark.parametrize("age", [0, 1, 60, DAY])
 def test_a_soft_purge_asks_before_the_next_use_and_keeps_the_copy_for_an_outage(age: float) -> None:
     now = T + age
-    assert plan(PURGED, PUBLIC, now, conditional=False, upstream_failing=False) == ASK_PATIENTLY
-    assert plan(PURGED, PUBLIC, now, conditional=True, upstream_failing=False) == ASK_PATIENTLY
-    assert plan(PURGED, PUBLIC, now, conditional=True, upstream_failing=True) == STALE
+    assert plan(PURGED, PUBLIC, now, insisting=False, upstream_failing=False) == ASK_PATIENTLY
+    assert plan(PURGED, PUBLIC, now, insisting=True, upstream_failing=False) == ASK_PATIENTLY
+    assert plan(PURGED, PUBLIC, now, insisting=True, upstream_failing=True) == STALE
 
 
 any_plan = st.fixed_dictionaries({"conditional": st.booleans(), "upstream_failing": st.booleans()})
@@ -184,7 +184,7 @@ def test_a_conditional_request_gets_no_stale_copy_unless_the_upstream_is_failing
     when: tuple[Snapshot, float], terms: Terms
 ) -> None:
     held, now = when
-    decision = plan(held, terms, now, conditional=True, upstream_failing=False)
+    decision = plan(held, terms, now, insisting=True, upstream_failing=False)
     assert decision == HIT or isinstance(decision, Ask)
 
 
