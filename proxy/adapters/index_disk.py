@@ -167,16 +167,6 @@ class RowCache(Cache):  # type: ignore[misc]  # diskcache has no types
         status = Path(self.directory, DATABASE).stat()
         return status.st_dev, status.st_ino
 
-    def replace(self, key: str, value: bytes) -> None:
-        """Set a row, without looking at the old one, and see that it can be read again.
-
-        In a damaged tree a row may be written to where no search leads; that is Unusable.
-        """
-        self.drop(key)
-        self.set(key, value)
-        if self.get(key) != value:
-            raise Unusable("what was just written is not found")
-
     def drop(self, *keys: str) -> int:
         """Delete rows without looking at them; returns how many there were."""
         marks = ", ".join("?" * len(keys))

@@ -300,9 +300,10 @@ def _changed(cache: RowCache, change: Callable[[RowCache], T]) -> T:
 
 
 def _replace(cache: RowCache, *, key: str, rows: dict[str, bytes]) -> None:
-    cache.drop(f"b:{key}")
+    # Dropped first: then it does not matter what the old rows held.
+    cache.drop(f"m:{key}", f"b:{key}")
     for row_key, row in rows.items():
-        cache.replace(row_key, row)
+        cache.set(row_key, row)
 
 
 def _confirm(cache: RowCache, *, key: str, metadata: Metadata) -> None:
@@ -315,7 +316,7 @@ def _confirm(cache: RowCache, *, key: str, metadata: Metadata) -> None:
         return
     if held.body != metadata.body or (held.body is not None and f"b:{key}" not in cache):
         return
-    cache.replace(f"m:{key}", write_metadata(key, metadata))
+    cache.set(f"m:{key}", write_metadata(key, metadata))
 
 
 def _remove(cache: RowCache, *, key: str) -> bool:

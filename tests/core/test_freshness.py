@@ -81,10 +81,10 @@ def test_what_a_copy_of_some_age_is_good_for(
     assert plan(HELD, terms, now, insisting=True, upstream_failing=True) == while_failing
 
 
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("insisting", [False, True])
 @pytest.mark.parametrize("failing", [False, True])
 def test_what_is_not_held_is_asked_for_without_validators(insisting: bool, failing: bool) -> None:
-    decision = plan(None, PUBLIC, T, insisting=conditional, upstream_failing=failing)
+    decision = plan(None, PUBLIC, T, insisting=insisting, upstream_failing=failing)
     assert decision == Ask(NO_VALIDATORS, None)
 
 
@@ -114,7 +114,7 @@ def test_a_soft_purge_asks_before_the_next_use_and_keeps_the_copy_for_an_outage(
     assert plan(PURGED, PUBLIC, now, insisting=True, upstream_failing=True) == STALE
 
 
-any_plan = st.fixed_dictionaries({"conditional": st.booleans(), "upstream_failing": st.booleans()})
+any_plan = st.fixed_dictionaries({"insisting": st.booleans(), "upstream_failing": st.booleans()})
 # Ages at which something changes, besides any other.
 ages = our.durations | our.durations.map(lambda duration: -duration)
 
@@ -143,7 +143,7 @@ def test_nothing_is_served_beyond_its_terms(
             assert refresh
             assert age < terms.fresh_for_s + terms.stale_if_error_s
             if not circumstances["upstream_failing"]:
-                assert not circumstances["conditional"]
+                assert not circumstances["insisting"]
                 assert 0 <= confirmed_age < terms.fresh_for_s + terms.stale_while_revalidate_s
         case Ask(patience_s=patience_s):
             assert not is_fresh(held, terms, now)
