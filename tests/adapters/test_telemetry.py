@@ -1,0 +1,196 @@
+"""The metrics page and the log, event by event."""
+
+import logging
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.adapters.telemetry import Telemetry
+from proxy.core.events import (
+    Event,
+    Evicted,
+    How,
+    IndexSent,
+    IntegrityFailed,
+    Kind,
+    NameRemoved,
+    NameReturned,
+    OlderCopyAccepted,
+    OlderCopyRefused,
+    RequestServed,
+    StoreFailed,
+    UpstreamAsked,
+    UpstreamFailed,
+    UpstreamRecovered,
+)
+from tests.world.clock import ManualClock
+
+# The contract's list, without the prefix.
+CONTRACT = {
+    "requests_total": ("registry", "kind", "how", "status"),
+    "request_duration_seconds": ("kind", "how"),
+    "sent_bytes_total": ("registry", "kind"),
+    "upstream_requests_total": ("upstream", "kind", "outcome"),
+    "upstream_duration_seconds": ("upstream", "kind"),
+    "upstream_received_bytes_total": ("upstream", "kind"),
+    "upstream_last_success_timestamp_seconds": ("upstream",),
+    "breaker_state": ("upstream",),
+    "flights": (),
+    "connections": ("protocol",),
+    "cache_bytes": ("tier",),
+    "cache_entries": ("tier",),
+    "cache_limit_bytes": ("tier",),
+    "evicted_bytes_total": ("reason",),
+    "served_age_seconds": (),
+    "integrity_failures_total": ("where",),
+    "build_info": ("version",),
+}
+
+SERVED = RequestServed(
+    registry="crates-io",
+    kind=Kind.INDEX,
+    how=How.HIT,
+    status=304,
+    duration_s=0.002,
+    sent_bytes=0,
+    client="192.0.2.7",
+    subject="serde",
+)
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    made = Telemetry(["crates-io", "all"], ["crates-io"], "9.9.9", ManualClock())
+    made.watch_flights(lambda: 3)
+    made.watch_connections("http/1.1", lambda: 7)
+    made.watch_upstream("crates-io", lambda: True)
+    made.set_cache("blobs", used=10, entries=2, limit=100)
+    return made
+
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def samples(telemetry: Telemetry) -> dict[Sample, float]:
+    page, content_type = telemetry.render()
+    assert content_type.startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+    }
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float:
+    return samples(telemetry)[f"holdfast_{name}", tuple(sorted(labels.items()))]
+
+
+def test_every_metric_of_the_contract_is_there_with_its_labels(telemetry: Telemetry) -> None:
+    found: dict[str, set[tuple[str, ...]]] = {}
+    for name, labels in samples(telemetry):
+        bare = name.removeprefix("holdfast_")
+        for suffix in ("_bucket", "_sum", "_count"):
+            bare = bare.removesuffix(suffix)
+        found.setdefault(bare, set()).add(tuple(sorted(key for key, _ in labels if key != "le")))
+    for name, keys in CONTRACT.items():
+        assert found[name] == {tuple(sorted(keys))}, name
+
+
+def test_no_event_adds_a_series(telemetry: Telemetry) -> None:
+    before = set(samples(telemetry))
+    events: tuple[Event, ...] = (
+        SERVED,
+        IndexSent(3.0),
+        UpstreamAsked("crates-io", Kind.CRATE, "mismatch", 0.5, 100),
+        UpstreamFailed("crates-io", Kind.INDEX, "serde", "no", served_stale=True, news=True),
+        UpstreamRecovered("crates-io", 12.0),
+        NameRemoved("crates-io", "serde"),
+        NameReturned("crates-io", "serde"),
+        OlderCopyRefused("crates-io", "serde"),
+        OlderCopyAccepted("crates-io", "serde"),
+        *(IntegrityFailed(where, "x", "a", "b") for where in ("upstream", "disk", "index")),
+        StoreFailed("storing", "full"),
+        *(Evicted(reason, 1, 10) for reason in ("max_size", "min_free", "purge")),
+    )
+    for event in events:
+        telemetry.observe(event)
+    after = set(samples(telemetry))
+    assert after == before
+
+
+def test_a_request_is_counted_by_all_its_labels(telemetry: Telemetry) -> None:
+    telemetry.observe(SERVED)
+    labels = {"registry": "crates-io", "kind": "index", "how": "hit", "status": "3xx"}
+    assert value(telemetry, "requests_total", **labels) == 1
+    assert value(telemetry, "request_duration_seconds_count", kind="index", how="hit") == 1
+    assert telemetry.totals.registries["crates-io"].requests == 1
+    assert telemetry.totals.registries["crates-io"].served_from_here == 1
+    assert telemetry.totals.registries["all"].requests == 0
+
+
+def test_what_came_from_upstream_is_counted_whether_it_succeeded_or_not(
+    telemetry: Telemetry,
+) -> None:
+    telemetry.observe(UpstreamAsked("crates-io", Kind.CRATE, "found", 0.5, 1000))
+    telemetry.observe(UpstreamAsked("crates-io", Kind.CRATE, "unreachable", 0.5, 24))
+    received = value(telemetry, "upstream_received_bytes_total", upstream="crates-io", kind="crate")
+    assert received == 1024
+    assert telemetry.totals.upstream_received_bytes["crates-io"] == 1024
+    assert telemetry.totals.upstream_requests["crates-io"] == 2
+
+
+def test_only_an_answer_is_a_success(telemetry: Telemetry) -> None:
+    def last() -> float:
+        return value(telemetry, "upstream_last_success_timestamp_seconds", upstream="crates-io")
+
+    telemetry.observe(UpstreamAsked("crates-io", Kind.INDEX, "timeout", 0.5, 0))
+    assert last() == 0
+    telemetry.observe(UpstreamAsked("crates-io", Kind.INDEX, "absent", 0.5, 0))
+    assert last() == ManualClock().now()
+
+
+def test_gauges_ask_when_they_are_read(telemetry: Telemetry) -> None:
+    assert value(telemetry, "flights") == 3
+    assert value(telemetry, "connections", protocol="http/1.1") == 7
+    assert value(telemetry, "breaker_state", upstream="crates-io") == 1
+    assert value(telemetry, "cache_limit_bytes", tier="blobs") == 100
+
+
+def test_an_outage_is_one_warning_at_its_beginning_and_one_line_at_its_end(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for news in (True, False, False):
+        telemetry.observe(
+            UpstreamFailed(
+                "crates-io", Kind.INDEX, "serde", "it is down", served_stale=True, news=news
+            )
+        )
+    telemetry.observe(UpstreamRecovered("crates-io", 61.4))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "it is down; what is held is served"),
+        ("INFO", "crates-io answers again, after 61 s"),
+    ]
+
+
+def test_a_removed_name_is_a_warning_and_a_refused_older_copy_is_not(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry.observe(NameRemoved("crates-io", "serde"))
+    telemetry.observe(OlderCopyRefused("crates-io", "serde"))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "serde of crates-io is gone upstream" in caplog.text
+
+
+def test_a_request_is_a_line_only_when_debugging(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry.observe(SERVED)
+    assert not caplog.records
+    caplog.set_level(logging.DEBUG)
+    telemetry.observe(SERVED)
+    (record,) = caplog.records
+    assert record.getMessage() == "304 hit crates-io index serde"
+    assert record.__dict__["fields"]["client"] == "192.0.2.7"

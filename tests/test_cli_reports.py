@@ -1,0 +1,57 @@
+"""What commands show to people."""
+
+import pytest
+
+from proxy.cli_reports import Meter, size, stats_lines
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (3 * 2**30 + 2**29, "3.5 GiB"),
+        (2**41, "2.0 TiB"),
+    ],
+)
+def test_sizes_are_written_for_people(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_stats_of_a_cache_that_nobody_serves() -> None:
+    stored = {
+        "blobs": {
+            "blobs": 2,
+            "stored_bytes": 2048,
+            "limit_bytes": 2**30,
+            "memory_bytes": 0,
+            "quarantined": 1,
+        },
+        "index_entries": 5,
+        "index_bytes": 4096,
+        "index_memory_bytes": 0,
+        "tombstones": [
+            {"name": "gone", "upstream": "crates-io", "removed_at": 1.0, "returned_at": None},
+            {"name": "back", "upstream": "crates-io", "removed_at": 1.0, "returned_at": 2.0},
+        ],
+    }
+    lines = list(stats_lines({"stored": stored, "used": None}))
+    assert lines[0].split() == ["crates", "2,", "2.0", "KiB", "of", "1.0", "GiB"]
+    assert any(line.startswith("quarantined") for line in lines)
+    assert any("gone of crates-io" in line and "again" not in line for line in lines)
+    assert any("back of crates-io, there again" in line for line in lines)
+    assert lines[-1] == "nothing is serving"
+
+
+def test_work_that_takes_long_is_told_in_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 1.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr("proxy.cli_reports.time.monotonic", lambda: next(times))
+    with Meter() as meter:
+        meter.show("hashing blobs", 1, 100)
+        meter.show("hashing blobs", 2, 100)
+        meter.show("hashing blobs", 3, None)
+    assert capsys.readouterr().err == "hashing blobs: 2 of 100\n"
