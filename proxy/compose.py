@@ -26,6 +26,7 @@ from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
+from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
@@ -34,6 +35,7 @@ from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
 from proxy.config import Settings, UpstreamSettings
 from proxy.config_values import ListenAddress
 from proxy.core.addresses import AddressGuard, Origin
+from proxy.core.failures import StoreFailure
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
@@ -58,7 +60,27 @@ _DEFAULT_SHARE_OF_FREE: Final = 0.8
 _FIRST_BYTE_TIMEOUT_S: Final = 15.0
 _UPKEEP_EVERY_S: Final = 5.0
 _BACKLOG: Final = 1024
-_LAST_PATIENCE_S: Final = 5.0
+# A command has no clients to drain: what it began may end.
+_COMMAND_PATIENCE_S: Final = 5.0
+
+
+class Patience:
+    """How long what is under way may still take: one budget for all that is closed, in turn."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: float | None = None
+
+    def begin(self) -> None:
+        """Start the time; without this it starts at the first question."""
+        self._until = asyncio.get_running_loop().time() + self._seconds
+
+    def left_s(self) -> float:
+        """Return what is left of it."""
+        if self._until is None:
+            self.begin()
+        assert self._until is not None, "just begun"
+        return max(0.0, self._until - asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,7 @@ class House:
     telemetry: Telemetry
     blobs: FileBlobStore
     addresses: AddressRules
+    patience: Patience
 
 
 @asynccontextmanager
@@ -101,7 +124,8 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         await blobs.open_store()
         blobs.set_limits(_limits(settings, (await blobs.usage()).stored_bytes))
         indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
-        stack.push_async_callback(indexes.close, _LAST_PATIENCE_S)
+        patience = Patience(settings.server.drain_s if serving else _COMMAND_PATIENCE_S)
+        stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
         sources = {
@@ -109,7 +133,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             for name in settings.upstreams
         }
         crates = Crates(indexes, configs, blobs, clock, telemetry)
-        stack.push_async_callback(crates.close, _LAST_PATIENCE_S)
+        stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
             name: Registry(name, sources[registry.upstream])
             for name, registry in settings.registries.items()
@@ -128,6 +152,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
                 allowed_hosts=settings.server.allowed_hosts,
                 trusted_proxies=settings.server.trusted_proxies,
             ),
+            patience=patience,
         )
 
 
@@ -157,7 +182,9 @@ async def _source(
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
         egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard))
-        adapter = HttpUpstream(_upstream_terms(name, upstream, settings), egress)
+        adapter = HttpUpstream(
+            _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
+        )
     source = Source(
         upstream=adapter,
         terms=Terms(
@@ -185,13 +212,19 @@ def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:
     )
 
 
+def _credentials(upstream: UpstreamSettings) -> Credentials:
+    token = upstream.token
+    if token is None:
+        return Credentials(None)
+    return Credentials(token.reveal(), token.file, token.parse)
+
+
 def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -> UpstreamTerms:
     contact = f" ({settings.server.contact})" if settings.server.contact else ""
     return UpstreamTerms(
         name=name,
         index_url=upstream.index_url,
         user_agent=f"holdfast/{version.VERSION}{contact}",
-        token=upstream.token.reveal() if upstream.token is not None else None,
         absent_statuses=upstream.absent_statuses,
         index_max_bytes=settings.limits.index_bytes,
         crate_max_bytes=settings.limits.crate_bytes,
@@ -210,17 +243,20 @@ async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _refuse_to_reload)
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(house(settings, serving=True))
         readiness = Readiness()
         urls = await _open_doors(stack, settings, rooms, readiness)
         await _open_control(stack, settings.cache.dir, rooms)
+        await _set_gauges(rooms)
         upkeep = asyncio.create_task(_upkeep(rooms))
         stack.push_async_callback(_end, upkeep)
         readiness.ready = True
         announce(urls)
         await stopping.wait()
         readiness.ready, readiness.reason = False, "draining"
+        rooms.patience.begin()
         logger.info(
             "draining: no new connections, %s s for what is under way", settings.server.drain_s
         )
@@ -309,29 +345,37 @@ async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) ->
 async def _upkeep(rooms: House) -> None:
     """Keep the gauges of the cache up to date."""
     while True:
-        stored = await rooms.housekeeping.stats()
-        telemetry = rooms.telemetry
-        blobs = stored.blobs
-        telemetry.set_cache(
-            "blobs", used=blobs.stored_bytes, entries=blobs.blobs, limit=blobs.limit_bytes
-        )
-        telemetry.set_cache(
-            "memory-blobs", used=blobs.memory_bytes, entries=None, limit=blobs.memory_limit_bytes
-        )
-        telemetry.set_cache(
-            "index", used=stored.index_bytes, entries=stored.index_entries, limit=None
-        )
-        memory = rooms.journeys.indexes.memory
-        telemetry.set_cache(
-            "memory-index", used=memory.used_bytes, entries=len(memory), limit=memory.limit_bytes
-        )
         await asyncio.sleep(_UPKEEP_EVERY_S)
+        with contextlib.suppress(StoreFailure):
+            # A store in trouble has said so itself; the gauges keep their last values.
+            await _set_gauges(rooms)
+
+
+async def _set_gauges(rooms: House) -> None:
+    stored = await rooms.housekeeping.stats()
+    telemetry = rooms.telemetry
+    blobs = stored.blobs
+    telemetry.set_cache(
+        "blobs", used=blobs.stored_bytes, entries=blobs.blobs, limit=blobs.limit_bytes
+    )
+    telemetry.set_cache(
+        "memory-blobs", used=blobs.memory_bytes, entries=None, limit=blobs.memory_limit_bytes
+    )
+    telemetry.set_cache("index", used=stored.index_bytes, entries=stored.index_entries, limit=None)
+    memory = rooms.journeys.indexes.memory
+    telemetry.set_cache(
+        "memory-index", used=memory.used_bytes, entries=len(memory), limit=memory.limit_bytes
+    )
 
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+def _refuse_to_reload() -> None:
+    logger.warning("SIGHUP: this version cannot reload; restart it to change its configuration")
 
 
 def _raise_file_limit() -> None:

@@ -11,8 +11,8 @@ crates.io on 127.0.0.1:8080. The rules between keys are here:
 
 What is not here: the keys themselves (`config_keys`), how values are written (`config_values`),
 where they come from (`config_sources`), and what is printed (`config_show`). Certificates are
-opened where they are used. The environment is an argument; `load` opens the file it is given, and
-those that hold secrets.
+opened where they are used. The environment is an argument, save that the user's own folders are
+platformdirs' word; `load` opens the file it is given, and those that hold secrets.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -141,9 +141,9 @@ class _Reading:
 
     def settings(self, *, offline: bool) -> Settings | None:
         """Return the settings, or None with the problems noted in the sources."""
-        tree = self._sources.tree
-        for section in tree.keys() - Settings.model_fields.keys():
-            self._note((section,), "there is no such section", Settings.model_fields)
+        for section in self._sources.tree:
+            if section not in Settings.model_fields:
+                self._note((section,), "there is no such section", Settings.model_fields)
         server = self._model(ServerSettings, ("server",), self._table("server"))
         cache = self._model(CacheSettings, ("cache",), self._placed("cache", user_cache_path))
         state = self._model(StateSettings, ("state",), self._placed("state", user_state_path))

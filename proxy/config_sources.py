@@ -156,7 +156,7 @@ def _anchor_one(table: object, segments: Sequence[str], folder: Path) -> None:
 def read_environment(environ: Mapping[str, str], shapes: Shapes, sources: Sources) -> None:
     """Put the values of the `HOLDFAST__*` variables over those in `sources`."""
     spelt = sorted(name for name in environ if name.startswith(PREFIX))
-    replaced: set[Location] = set()
+    replaced: set[tuple[str, ...]] = set()
     for variable in spelt:
         found = _key_of(variable, shapes)
         if isinstance(found, str):
@@ -172,8 +172,8 @@ def read_environment(environ: Mapping[str, str], shapes: Shapes, sources: Source
         if within is not None and within not in replaced:
             # The file's form of a secret would otherwise stand beside the variable's.
             replaced.add(within)
-            sources.put([str(segment) for segment in within], {}, variable)
-            del sources.origins[within]
+            sources.put(within, {}, variable)
+            sources.origins.pop(within, None)
         sources.put(location, value, variable)
 
 
@@ -210,7 +210,7 @@ def _capitals(shapes: Shapes) -> Iterator[str]:
     yield from (section.upper() for section in (*shapes.plain, *shapes.named))
 
 
-def _table_within(location: Sequence[str], shapes: Shapes) -> Location | None:
+def _table_within(location: Sequence[str], shapes: Shapes) -> tuple[str, ...] | None:
     depth = 2 if location[0] in shapes.plain else 3
     return tuple(location[:-1]) if len(location) > depth else None
 

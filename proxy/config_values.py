@@ -347,6 +347,11 @@ class Secret:
         """Return the value, verbatim."""
         return self._value
 
+    @staticmethod
+    def parse(text: str) -> str:
+        """Read a secret from the text of its file. Raises ValueRefused."""
+        return _header_value(text, "the file")
+
     def reread(self) -> "Secret":
         """Return the secret as its file has it now; one from the environment stays as it is.
 
@@ -378,10 +383,8 @@ def parse_secret(value: object, environ: Mapping[str, str]) -> Secret:
     return Secret(name, None, _header_value(environ[name], "the environment variable"))
 
 
-def write_secret(secret: Secret | None) -> dict[str, str] | None:
+def write_secret(secret: Secret) -> dict[str, str]:
     """Write where a secret comes from."""
-    if secret is None:
-        return None
     if secret.file is not None:
         return {"file": str(secret.file)}
     return {"env": secret.env or ""}

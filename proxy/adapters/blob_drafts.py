@@ -50,6 +50,7 @@ class FileDraft(Draft):
         # The file has the first `_spilled_bytes`, whole blocks, hashed; the tail has the rest.
         self._spilled_bytes = 0
         self._hashed = hashlib.sha256()
+        self._digest: str | None = None
         self._tail: bytearray | bytes = bytearray()
         self._name: str | None = None
         self._file: OpenFile | None = None
@@ -70,6 +71,7 @@ class FileDraft(Draft):
             self._fault = str(failure)
             raise
         self._tail += data
+        self._digest = None
         if len(self._tail) > BLOCK_BYTES:
             self._spilling = self._threads.begin(self._spill())
             await self._settled()
@@ -90,10 +92,12 @@ class FileDraft(Draft):
         return block if end - skipped == BLOCK_BYTES else block[skipped:end]
 
     def digest(self) -> str:
-        """Return the SHA-256; hashes a block at most."""
-        hashing = self._hashed.copy()
-        hashing.update(self._tail)
-        return hashing.hexdigest()
+        """Return the SHA-256; hashes a block at most, and once."""
+        if self._digest is None:
+            hashing = self._hashed.copy()
+            hashing.update(self._tail)
+            self._digest = hashing.hexdigest()
+        return self._digest
 
     async def commit(self, named: Named) -> None:
         """Make it a blob. A small one is served from memory even if the disk refuses it."""

@@ -1,9 +1,8 @@
 """The blob store's directory: names, places, and every blocking call on them.
 
-Laid out as the contract says: `blobs/sha256/ab/cd/<hex>`, `drafts/`, `quarantine/<hex>`, and the
-file `clean`, which is there between a graceful stop and the next start. A path is made of a digest
-and of nothing else. Files that are not ours are left where they are and counted, except in
-`drafts`, which is emptied at every start.
+Laid out as the contract says: `blobs/sha256/ab/cd/<hex>`, `drafts/`, `quarantine/<hex>`. A path is
+made of a digest and of nothing else. Files that are not ours are left where they are and counted,
+except in `drafts`, which is emptied at every start.
 
 All functions block and belong in a thread; they raise OSError. Nothing is mapped into memory: a
 file cut short under a mapping kills the process. Links are not followed, and a pipe under a
@@ -11,7 +10,7 @@ digest's name does not hang the opener.
 """
 
 import contextlib
-import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -27,6 +26,9 @@ from proxy.core.names import is_sha256
 from proxy.core.room import on_disk
 
 _PAIR: Final = re.compile(r"[0-9a-f]{2}")
+# No such file, a link, a socket, something other than a folder on the way.
+_NO_FILE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR})
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HASHED_AT_ONCE: Final = 1 << 20
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NEW_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -38,6 +40,7 @@ class Opened:
 
     fd: int
     size_bytes: int
+    modified_at: float
     identity: tuple[int, int]
 
 
@@ -94,44 +97,34 @@ class BlobFiles:
         self._blobs = directory / "blobs" / "sha256"
         self._drafts = directory / "drafts"
         self._quarantine = directory / "quarantine"
-        self._clean = directory / "clean"
 
     def prepare(self) -> None:
-        """Make the folders, and empty `drafts`."""
-        for folder in (self._blobs, self._drafts, self._quarantine):
-            _make_folders(folder)
-        for left in self._drafts.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        """Make the folders, and empty `drafts`.
 
-    def was_stopped_cleanly(self) -> bool:
-        """Tell whether the marker is there."""
-        return self._clean.is_file()
-
-    def unmark_clean(self) -> None:
-        """Remove the marker for good: it must not come back by a crash of the machine."""
-        self._clean.unlink(missing_ok=True)
-        self._sync_directory()
-
-    def mark_clean(self) -> None:
-        """Bring all that was written to the disk, and then the marker."""
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
+        A full disk is no reason not to start: what is missing is made when it is needed. What
+        cannot be removed from `drafts` is in nobody's way.
+        """
         try:
-            _sync_file_system(descriptor)
-        finally:
-            os.close(descriptor)
-        with self._clean.open("wb") as marker:
-            os.fsync(marker.fileno())
-        self._sync_directory()
+            for folder in (self._blobs, self._drafts, self._quarantine):
+                _make_folders(folder)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+        for left in _listed(self._drafts):
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    Path(left.path).unlink()
 
     def open(self, digest: str) -> Opened | None:
         """Open a blob for reading; None if no regular file is there."""
         try:
             fd = os.open(self._place(digest), _READ_FLAGS)
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return None
+            raise
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
@@ -180,16 +173,10 @@ class BlobFiles:
         freed: dict[str, int] = {}
         refused: dict[str, str] = {}
         for digest in digests:
-            place = self._place(digest)
             try:
-                size_bytes = place.lstat().st_size
-                place.unlink()
-            except FileNotFoundError:
-                freed[digest] = 0
+                freed[digest] = _unlink_file(self._place(digest))
             except OSError as error:
                 refused[digest] = error.strerror or type(error).__name__
-            else:
-                freed[digest] = on_disk(size_bytes)
         return Unlinked(freed, refused)
 
     def set_aside(self, digest: str, identity: tuple[int, int]) -> None:
@@ -253,16 +240,21 @@ class BlobFiles:
                 ours = is_sha256(entry.name) and entry.name.startswith(folder + second.name)
                 yield entry if ours and entry.is_file(follow_symlinks=False) else None
 
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+def _unlink_file(place: Path) -> int:
+    """Remove a regular file, if there is one; returns what it took up."""
+    try:
+        found = place.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return 0
+        place.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return on_disk(found.st_size)
 
 
 def _described(fd: int, found: os.stat_result) -> Opened:
-    return Opened(fd, found.st_size, (found.st_dev, found.st_ino))
+    return Opened(fd, found.st_size, found.st_mtime, (found.st_dev, found.st_ino))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -284,13 +276,3 @@ def _make_folders(folder: Path) -> None:
         missing.append(missing[-1].parent)
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
-
-
-def _sync_file_system(descriptor: int) -> None:
-    """Write out the file system that a descriptor is on; all of them where that is not offered."""
-    library = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(library, "syncfs"):
-        os.sync()
-    elif library.syncfs(descriptor) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

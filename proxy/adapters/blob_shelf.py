@@ -147,7 +147,7 @@ class BlobShelf:
             if os.fstat(opened.fd).st_nlink == 0:
                 return
             try:
-                await self._ledger.put(digest, opened.size_bytes, None)
+                await self._ledger.prove(digest, opened.size_bytes, opened.modified_at)
             except StoreFailure:
                 # Told by the ledger; the next start will prove this file again.
                 return
@@ -261,6 +261,9 @@ class BlobShelf:
         """Close a file that nobody uses any longer."""
         if self._open.get(file.source) is file:
             del self._open[file.source]
+        else:
+            # Nobody can come by these any more: a dropped draft, or a removed blob.
+            self._blocks.forget(file.source, file.size_bytes)
         self._threads.soon(partial(os.close, file.fd))
 
     def _disown(self, digest: str) -> None:

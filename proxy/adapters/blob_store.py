@@ -3,7 +3,8 @@
 This page is the port's face and the store's life from start to stop; the work is done by the parts:
 
 - `blob_files`: names and places, and every blocking call on them
-- `ledger`, `ledger_thread`: size, last use and names of each blob, in SQLite
+- `ledger`, `ledger_file`, `ledger_thread`: size, last use and names of each blob, in SQLite
+- `clean_stop`: the marker of the last graceful stop
 - `blocks`: shared reads and what is in memory
 - `blob_shelf`: opening, proving, placing, removing
 - `blob_room`: reservations and eviction
@@ -29,6 +30,7 @@ from proxy.adapters.blob_room import Reservation, Room
 from proxy.adapters.blob_shelf import BlobShelf
 from proxy.adapters.blob_survey import BlobSurvey
 from proxy.adapters.blocks import BlockCache, FileBlob, MemoryBlob
+from proxy.adapters.clean_stop import CleanStop
 from proxy.adapters.disk_threads import DiskThreads
 from proxy.adapters.ledger_thread import LedgerThread
 from proxy.core.events import Evicted, StoreFailed
@@ -48,6 +50,7 @@ from proxy.ports import (
 
 _WORKERS: Final = 4
 _REMOVED_AT_ONCE: Final = 200
+_PREPARING: Final = "preparing the cache directory"
 
 
 class FileBlobStore(BlobStore):
@@ -64,6 +67,7 @@ class FileBlobStore(BlobStore):
         self._observer = observer
         self._threads = DiskThreads("blobs", _WORKERS)
         self._files = BlobFiles(directory)
+        self._stop = CleanStop(directory)
         self._ledger = LedgerThread(directory / "ledger", observer, clock)
         self._blocks = BlockCache(memory_bytes, self._threads)
         self._shelf = BlobShelf(self._files, self._ledger, self._blocks, self._threads, observer)
@@ -74,19 +78,22 @@ class FileBlobStore(BlobStore):
             measure_free=partial(self._threads.run, "measuring free space", self._files.free_bytes),
             remove=self._remove,
         )
-        self._survey = BlobSurvey(
-            self._files, self._shelf, self._ledger, self._threads, observer, clock
-        )
+        self._survey = BlobSurvey(self._files, self._shelf, self._ledger, self._threads, observer)
         self._background: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
     async def open_store(self) -> None:
         """Make the store ready to serve. Raises StoreFailure if its folders cannot be made."""
-        await self._threads.run("preparing the cache directory", self._files.prepare)
-        was_clean = await self._threads.run(
-            "preparing the cache directory", self._files.was_stopped_cleanly
-        )
-        await self._ledger.open(stopped_cleanly=was_clean)
-        await self._threads.run("preparing the cache directory", self._files.unmark_clean)
+        await self._threads.run(_PREPARING, self._files.prepare)
+        was_clean = await self._threads.run(_PREPARING, self._stop.was_clean)
+        is_lasting = True
+        try:
+            await self._threads.run(_PREPARING, self._stop.unmark)
+        except StoreFailure as failure:
+            # The next start would believe the marker, and so must find no rows of this run.
+            is_lasting = False
+            self._observer.observe(StoreFailed(_PREPARING, str(failure)))
+        await self._ledger.open(stopped_cleanly=was_clean, lasting=is_lasting)
         self._background = [
             asyncio.create_task(self._ledger.flush_regularly()),
             asyncio.create_task(self._survey_when_doubted()),
@@ -98,6 +105,9 @@ class FileBlobStore(BlobStore):
 
     async def close(self) -> None:
         """Write out what is noted, and mark the stop as clean. Never raises."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -106,7 +116,10 @@ class FileBlobStore(BlobStore):
             is_lasting = self._ledger.is_lasting
             await self._ledger.close()
             if is_lasting:
-                await self._threads.run("marking a clean stop", self._files.mark_clean)
+                await self._threads.run(
+                    "marking a clean stop",
+                    partial(self._stop.mark, has_written=self._ledger.has_proven),
+                )
         except StoreFailure as failure:
             self._observer.observe(StoreFailed("closing the blob store", str(failure)))
         self._shelf.close()

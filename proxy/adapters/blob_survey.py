@@ -19,7 +19,7 @@ from proxy.adapters.ledger import Row
 from proxy.adapters.ledger_thread import LedgerThread
 from proxy.core.events import StoreFailed
 from proxy.core.failures import StoreFailure
-from proxy.ports import Clock, Observer
+from proxy.ports import Observer
 
 T = TypeVar("T")
 _LISTING: Final = "listing blobs"
@@ -38,14 +38,12 @@ class BlobSurvey:
         ledger: LedgerThread,
         threads: DiskThreads,
         observer: Observer,
-        clock: Clock,
     ) -> None:
         self._files = files
         self._shelf = shelf
         self._ledger = ledger
         self._threads = threads
         self._observer = observer
-        self._clock = clock
         self.strangers = 0
 
     async def digests(self) -> AsyncIterator[str]:
@@ -87,6 +85,5 @@ class BlobSurvey:
         return await self._threads.run(_LISTING, work)
 
     def _row(self, blob: Found) -> Row:
-        # A file from the future would never be evicted.
-        used_at = min(blob.modified_at, self._clock.now())
-        return Row(blob.digest, blob.size_bytes, int(used_at * 1e6), _UNPROVEN)
+        used_us = self._ledger.time_of_file(blob.modified_at)
+        return Row(blob.digest, blob.size_bytes, used_us, _UNPROVEN)

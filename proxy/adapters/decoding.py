@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 _PIECE_BYTES: Final = 256 * 1024
+_CODING_OVERHEAD_BYTES: Final = 4096
 
 
 class BodyTooLarge(Exception):
@@ -62,11 +63,16 @@ class _Identity:
 class _Inflating:
     def __init__(self, max_bytes: int, wbits: int) -> None:
         self._left = max_bytes
+        # What does not shrink grows a little. Without this, empty members could come for ever.
+        self._sent_left = max_bytes + max_bytes // 64 + _CODING_OVERHEAD_BYTES
         self._wbits = wbits
         self._inflate = zlib.decompressobj(wbits)
         self._begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
+        self._sent_left -= len(data)
+        if self._sent_left < 0:
+            raise BodyTooLarge
         while data:
             if self._inflate.eof:
                 # RFC 1952 2.2: a gzip file is a series of members.

@@ -6,6 +6,8 @@ resolver about a literal address, so those are judged before. Through a forward 
 resolved out there; only literals can be judged here.
 """
 
+import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -42,7 +44,10 @@ class EgressTerms:
 
 
 class Egress:
-    """Sends GET requests for one upstream. Made and used in one event loop; must be closed."""
+    """Sends GET requests for one upstream. Made and used in one event loop; must be closed.
+
+    `turns` is to be held around each request, to the end of its body: the limit of connections.
+    """
 
     def __init__(self, terms: EgressTerms, guard: AddressGuard) -> None:
         self._terms = terms
@@ -53,6 +58,8 @@ class Egress:
             sock_connect=terms.connect_timeout_s,
             sock_read=terms.idle_timeout_s,
         )
+        # Waiting here is nobody's fault; waiting inside a session would count as the upstream's.
+        self.turns = asyncio.Semaphore(terms.connections)
         self._pooled = self._session(keep_alive=True)
         self._unpooled = self._session(keep_alive=False)
 
@@ -89,6 +96,8 @@ class Egress:
             objection = self._guard.objection(host, literal)
             if objection is not None:
                 raise ForbiddenByGuard(objection)
+        elif _is_disguised(host):
+            raise ForbiddenByGuard(f"{host} is an address that is not written as one")
         session = self._unpooled if new_connection else self._pooled
         return session.get(url, headers=headers, allow_redirects=False, proxy=self._proxy_for(url))
 
@@ -136,6 +145,15 @@ class GuardedResolver(AbstractResolver):
     async def close(self) -> None:
         """Release the resolver."""
         await self._inner.close()
+
+
+def _is_disguised(host: str) -> bool:
+    """Tell whether the C library takes `host` for an address: `127.1`, `2130706433`, `0x7f.1`."""
+    try:
+        socket.inet_aton(host)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def tls_context(terms: EgressTerms) -> ssl.SSLContext:

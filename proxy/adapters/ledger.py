@@ -10,67 +10,31 @@ then gets the current epoch. Totals are kept by triggers, in the transactions th
 Times of use are microseconds that only grow, whatever the clock does, so that their order is the
 order of use. Names outlive their blobs: that an index once named a digest stays true.
 
-A database that cannot be understood is moved aside and begun anew; one that cannot be reached
-(locked, no space, no permission) is left alone, and rows live in memory for this run. Everything
-here blocks, belongs in one thread, and raises sqlite3.Error. The lock is exclusive, which spares
-SQLite the shared memory file: nothing is mapped here either.
+Everything here blocks, belongs in one thread, and raises sqlite3.Error.
 """
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from proxy.adapters.ledger_file import (
+    OpenedLedger,
+    begin_ledger_anew,
+    ledger_in_memory,
+    open_ledger,
+)
 from proxy.ports import Named
 
-_FORMAT: Final = 1
-_SCHEMA: Final = """
-BEGIN;
-CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO meta VALUES ('epoch', 0), ('blobs', 0), ('stored_bytes', 0), ('surveyed', 0);
-CREATE TABLE blobs (
-    digest BLOB PRIMARY KEY, size INTEGER NOT NULL, last_used INTEGER NOT NULL,
-    epoch INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX blobs_by_use ON blobs (last_used);
-CREATE TABLE named (
-    digest BLOB, upstream TEXT, crate TEXT, version TEXT,
-    PRIMARY KEY (digest, upstream, crate, version)
-) WITHOUT ROWID;
-CREATE INDEX named_by_crate ON named (upstream, lower(crate));
-CREATE TRIGGER blob_added AFTER INSERT ON blobs BEGIN
-    UPDATE meta SET value = value + 1 WHERE key = 'blobs';
-    UPDATE meta SET value = value + (new.size + 4095) / 4096 * 4096 WHERE key = 'stored_bytes';
-END;
-CREATE TRIGGER blob_removed AFTER DELETE ON blobs BEGIN
-    UPDATE meta SET value = value - 1 WHERE key = 'blobs';
-    UPDATE meta SET value = value - (old.size + 4095) / 4096 * 4096 WHERE key = 'stored_bytes';
-END;
-CREATE TRIGGER blob_resized AFTER UPDATE OF size ON blobs BEGIN
-    UPDATE meta SET value = value + (new.size + 4095) / 4096 * 4096
-        - (old.size + 4095) / 4096 * 4096 WHERE key = 'stored_bytes';
-END;
-PRAGMA user_version = 1;
-COMMIT;
-"""
 _PUT: Final = """
 INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE
 SET size = excluded.size, last_used = max(last_used, excluded.last_used), epoch = excluded.epoch
 """
-_UNREACHABLE: Final = frozenset(
-    {
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-    }
-)
-_LOCK_TIMEOUT_S: Final = 0.1
+_PROVE: Final = """
+INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE
+SET size = excluded.size, epoch = excluded.epoch
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,37 +55,21 @@ class Totals:
     stored_bytes: int = 0
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Tell whether an error says that the database itself is no good."""
-    return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code; 0 for an error that was not SQLite's own."""
-    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-
-
 class Ledger:
-    """The open database. `lasting` is false while rows live in memory alone."""
+    """The rows. `is_lasting` is false while they live in memory alone; `trouble` says why."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lasting: bool = True) -> None:
         self._path = path
-        self.trouble: sqlite3.Error | None = None
-        self.lasting = True
-        try:
-            self._db = self._connected()
-        except sqlite3.Error as error:
-            self.trouble = error
-            if _code(error) in _UNREACHABLE:
-                self._live_in_memory()
-            else:
-                self._begin_anew()
+        if lasting:
+            self._take(open_ledger(path))
+        else:
+            self._take(OpenedLedger(ledger_in_memory(), is_lasting=False))
         self.epoch = self._meta("epoch")
 
     def start_over(self) -> None:
-        """Move a damaged database aside and begin with an empty one."""
+        """Move a damaged database aside and begin with an empty one, in the same epoch."""
         self._db.close()
-        self._begin_anew()
+        self._take(begin_ledger_anew(self._path))
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (self.epoch,))
 
     def next_epoch(self) -> None:
@@ -159,13 +107,17 @@ class Ledger:
         ).fetchone()
         return found and Row(digest, *found)
 
-    def put(self, digest: str, size_bytes: int, used_us: int, named: Named | None) -> None:
-        """Record a blob proven in this epoch."""
+    def put(self, digest: str, size_bytes: int, used_us: int, named: Named) -> None:
+        """Record a blob proven in this epoch, and what it is named."""
         key = bytes.fromhex(digest)
         with self._transaction():
             self._db.execute(_PUT, (key, size_bytes, used_us, self.epoch))
-            if named is not None:
-                self._note([(digest, named)])
+            self._note([(digest, named)])
+
+    def prove(self, digest: str, size_bytes: int, used_us: int) -> None:
+        """Record that a blob is proven in this epoch; `used_us` if nothing is known of its use."""
+        with self._transaction():
+            self._db.execute(_PROVE, (bytes.fromhex(digest), size_bytes, used_us, self.epoch))
 
     def forget(self, digests: Iterable[str]) -> None:
         """Remove the rows of blobs that are gone; what named them stays."""
@@ -254,46 +206,7 @@ class Ledger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _connected(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            _lay_out(db)
-            # Takes the lock, and finds out now whether anything can be written.
-            db.execute("UPDATE meta SET value = value WHERE key = 'epoch'")
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-
-    def _begin_anew(self) -> None:
-        with suppress(OSError):
-            self._path.replace(self._path.with_name("ledger.unreadable"))
-        for suffix in ("-wal", "-shm", "-journal"):
-            with suppress(OSError):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        try:
-            self._db = self._connected()
-        except sqlite3.Error as error:
-            self.trouble = error
-            self._live_in_memory()
-
-    def _live_in_memory(self) -> None:
-        self.lasting = False
-        self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        _lay_out(self._db)
-
-
-def _lay_out(db: sqlite3.Connection) -> None:
-    """Make the tables in an empty database; raise if it is somebody else's, or a later one."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version == _FORMAT:
-        return
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if version or tables:
-        raise sqlite3.DatabaseError("not a ledger of this format")
-    db.executescript(_SCHEMA)
+    def _take(self, opened: OpenedLedger) -> None:
+        self._db = opened.db
+        self.is_lasting = opened.is_lasting
+        self.trouble = opened.trouble

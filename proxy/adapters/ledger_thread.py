@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from proxy.adapters.disk_threads import DiskThreads, reason_of
-from proxy.adapters.ledger import Ledger, Row, Totals, is_damage
+from proxy.adapters.ledger import Ledger, Row, Totals
+from proxy.adapters.ledger_file import is_damage
 from proxy.core.events import StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.memory_tier import MemoryTier
@@ -49,11 +50,14 @@ class LedgerThread:
         self._flushing = asyncio.Lock()
         self._full = asyncio.Event()
         self.totals = Totals()
+        self.has_proven = False
         self.doubted = asyncio.Event()
 
-    async def open(self, *, stopped_cleanly: bool) -> None:
-        """Open the database, whatever state it is in. Never raises."""
-        ledger = await self._threads.run("opening the ledger", partial(Ledger, self._path))
+    async def open(self, *, stopped_cleanly: bool, lasting: bool) -> None:
+        """Open the database, whatever state it is in, or one in memory. Never raises."""
+        ledger = await self._threads.run(
+            "opening the ledger", partial(Ledger, self._path, lasting=lasting)
+        )
         self._ledger = ledger
         if ledger.trouble is not None:
             self._observer.observe(StoreFailed("opening the ledger", reason_of(ledger.trouble)))
@@ -71,14 +75,15 @@ class LedgerThread:
     @property
     def is_lasting(self) -> bool:
         """False while what is written here does not outlive the process."""
-        return self._ledger is not None and self._ledger.lasting
+        return self._ledger is not None and self._ledger.is_lasting
 
     async def close(self) -> None:
         """Write what is noted and close. Raises StoreFailure; is closed all the same."""
         try:
             await self.flush()
-            await self._run("closing the ledger", Ledger.close)
         finally:
+            if self._ledger is not None:
+                self._threads.soon(self._ledger.close)
             self._threads.close()
 
     def note_use(self, digest: str) -> int:
@@ -139,8 +144,22 @@ class LedgerThread:
             return None, False
         return row.size_bytes, row.epoch == self._ledger.epoch
 
-    async def put(self, digest: str, size_bytes: int, named: Named | None) -> None:
+    async def prove(self, digest: str, size_bytes: int, modified_at: float) -> None:
+        """Record that a blob is proven, which is not a use of it."""
+        self.has_proven = True
+        used_us = self.time_of_file(modified_at)
+        await self._change(lambda ledger: ledger.prove(digest, size_bytes, used_us))
+
+    def time_of_file(self, modified_at: float) -> int:
+        """Return a time of use for a file of which only this is known.
+
+        One from the future would never be evicted.
+        """
+        return int(min(modified_at, self._clock.now()) * 1e6)
+
+    async def put(self, digest: str, size_bytes: int, named: Named) -> None:
         """Record a proven blob, used now."""
+        self.has_proven = True
         used_us = self.note_use(digest)
         await self._change(lambda ledger: ledger.put(digest, size_bytes, used_us, named))
         if self._uses.get(digest) == used_us:

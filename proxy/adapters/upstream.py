@@ -9,6 +9,7 @@ Not here: retries and health (`proxy.service.source`), and any knowledge of what
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -19,10 +20,11 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
+from proxy.adapters.credentials import Credentials
 from proxy.adapters.decoding import BodyTooLarge, UndecodableBody, decoder_for
 from proxy.adapters.egress import Egress, ForbiddenByGuard
 from proxy.core.addresses import Origin
-from proxy.core.answers import Absent, Answer, Found, Unchanged, Validators
+from proxy.core.answers import NO_VALIDATORS, Absent, Answer, Found, Unchanged, Validators
 from proxy.core.failures import (
     ForbiddenAddress,
     Misbehaved,
@@ -35,6 +37,8 @@ from proxy.core.failures import (
 from proxy.core.retry import parse_retry_after
 from proxy.ports import ApiAnswer, CrateBody, Upstream
 
+# Of what else should be encoded, some is met with in practice; these would end a request line.
+_NOT_IN_A_URL: Final = re.compile(r"[\x00-\x20\x7f]")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_MAX: Final = 5
 _TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -47,12 +51,11 @@ _CRATE_TIMEOUT_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTerms:
-    """How one upstream is asked. `token` gives the Authorization value, verbatim, or None."""
+    """How one upstream is asked."""
 
     name: str
     index_url: str
     user_agent: str
-    token: str | None
     absent_statuses: frozenset[int]
     index_max_bytes: int
     crate_max_bytes: int
@@ -63,8 +66,11 @@ class UpstreamTerms:
 class HttpUpstream(Upstream):
     """An upstream that is asked over HTTP. For one event loop; `egress` is its way out."""
 
-    def __init__(self, terms: UpstreamTerms, egress: Egress) -> None:
+    def __init__(
+        self, terms: UpstreamTerms, egress: Egress, credentials: Credentials | None = None
+    ) -> None:
         self._terms = terms
+        self._credentials = Credentials(None) if credentials is None else credentials
         self._egress = egress
         self._own = Origin.of(terms.index_url)
 
@@ -85,8 +91,11 @@ class HttpUpstream(Upstream):
         url = self._terms.index_url + path
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
+                await stack.enter_async_context(self._egress.turns)
                 response = await self._follow(stack, url, headers, new_connection=new_connection)
                 if response.status == 304:  # noqa: PLR2004 - Not Modified
+                    if validators == NO_VALIDATORS:
+                        raise Misbehaved(f"{self.name} said 304 for {path} to no validator")
                     return Unchanged()
                 if response.status in self._terms.absent_statuses:
                     return Absent(response.status)
@@ -97,7 +106,10 @@ class HttpUpstream(Upstream):
             raise self._timed_out() from None
         return Found(
             body,
-            Validators(response.headers.get("ETag"), response.headers.get("Last-Modified")),
+            Validators(
+                _sendable(response.headers.get("ETag")),
+                _sendable(response.headers.get("Last-Modified")),
+            ),
         )
 
     @asynccontextmanager
@@ -105,6 +117,7 @@ class HttpUpstream(Upstream):
         """Ask for a crate file; see the port."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         async with AsyncExitStack() as stack:
+            await self._take_turn(stack)
             response = await self._follow(stack, url, headers)
             if response.status in self._terms.absent_statuses:
                 yield Absent(response.status)
@@ -123,11 +136,20 @@ class HttpUpstream(Upstream):
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         try:
             async with asyncio.timeout(_API_TIMEOUT_S), AsyncExitStack() as stack:
+                await stack.enter_async_context(self._egress.turns)
                 response = await self._follow(stack, url, headers)
                 body = await self._read(response, _API_MAX_BYTES)
         except TimeoutError:
             raise self._timed_out() from None
         return ApiAnswer(response.status, response.content_type, body)
+
+    async def _take_turn(self, stack: AsyncExitStack) -> None:
+        """Wait for a connection to come free; given back with `stack`."""
+        try:
+            async with asyncio.timeout(_CRATE_TIMEOUT_S):
+                await stack.enter_async_context(self._egress.turns)
+        except TimeoutError:
+            raise self._timed_out() from None
 
     async def _follow(
         self,
@@ -146,19 +168,37 @@ class HttpUpstream(Upstream):
             if location is None:
                 raise Misbehaved(f"{self.name}: a redirect without a Location")
             response.release()
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                raise self._led_astray() from None
         raise Misbehaved(f"{self.name}: more than {_REDIRECTS_MAX} redirects")
 
     async def _send(
         self, stack: AsyncExitStack, url: str, headers: Mapping[str, str], *, new_connection: bool
     ) -> aiohttp.ClientResponse:
         sent = {"User-Agent": self._terms.user_agent, **headers}
+        if _NOT_IN_A_URL.search(url) is not None:
+            raise self._led_astray()
         try:
             origin = Origin.of(url)
         except ValueError:
-            raise Misbehaved(f"{self.name}: it leads to what is no http(s) address") from None
-        if origin == self._own and self._terms.token is not None:
-            sent["Authorization"] = self._terms.token
+            raise self._led_astray() from None
+        if origin != self._own:
+            return await self._send_once(stack, url, sent, new_connection=new_connection)
+        token = self._credentials.value
+        response = await self._send_once(
+            stack, url, _with_token(sent, token), new_connection=new_connection
+        )
+        if response.status == 401 and await self._credentials.renew(token):  # noqa: PLR2004
+            response.release()
+            renewed = _with_token(sent, self._credentials.value)
+            return await self._send_once(stack, url, renewed, new_connection=new_connection)
+        return response
+
+    async def _send_once(
+        self, stack: AsyncExitStack, url: str, sent: Mapping[str, str], *, new_connection: bool
+    ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(self._terms.first_byte_timeout_s):
                 return await stack.enter_async_context(
@@ -186,16 +226,20 @@ class HttpUpstream(Upstream):
             raise Misbehaved(f"{self.name} sent a web page in place of {path}")
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-        parts = [part async for part in self.decoded(response, max_bytes)]
+        parts = [part async for part in self.decoded(response, max_bytes, _INDEX_TIMEOUT_S)]
         return b"".join(parts)
 
     async def decoded(
-        self, response: aiohttp.ClientResponse, max_bytes: int
+        self, response: aiohttp.ClientResponse, max_bytes: int, timeout_s: float
     ) -> AsyncIterator[bytes]:
         """Yield a body without its content coding, never more than `max_bytes` in all."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         try:
             decoder = decoder_for(response.headers.get("Content-Encoding"), max_bytes)
             async for chunk in response.content.iter_any():
+                if loop.time() > deadline:
+                    raise self._timed_out()
                 for part in decoder.feed(chunk):
                     yield part
             decoder.finish()
@@ -207,6 +251,9 @@ class HttpUpstream(Upstream):
             raise self._timed_out() from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._failure(error) from None
+
+    def _led_astray(self) -> Misbehaved:
+        return Misbehaved(f"{self.name}: it leads to what is no http(s) address")
 
     def _timed_out(self) -> TimedOut:
         return TimedOut(f"{self.name} did not answer in time")
@@ -223,12 +270,20 @@ class HttpUpstream(Upstream):
                 return Unreachable(f"{self.name}: TLS failed: {_one_line(error)}")
             case aiohttp.ClientConnectorError():
                 return Unreachable(f"{self.name} cannot be reached: {_one_line(error.os_error)}")
+            case aiohttp.ClientHttpProxyError():
+                return Troubled(
+                    f"the proxy on the way to {self.name} answered {error.status}",
+                    status=error.status,
+                    transient=error.status in _TRANSIENT_STATUSES,
+                )
             case aiohttp.ClientPayloadError():
                 return Unreachable(f"{self.name} broke off in the middle of a body")
             case aiohttp.ClientResponseError():
-                return Misbehaved(f"{self.name} does not speak HTTP: {_one_line(error)}")
+                # Its text has the whole URL in it, and that may be a presigned one.
+                said = " ".join(error.message.split())[:200]
+                return Misbehaved(f"{self.name} does not speak HTTP: {said}")
             case aiohttp.InvalidURL() | ValueError():
-                return Misbehaved(f"{self.name}: it leads to what is no address")
+                return self._led_astray()
             case _:
                 return Unreachable(f"{self.name} broke off: {_one_line(error)}")
 
@@ -255,13 +310,9 @@ class _HttpCrateBody(CrateBody):
         """The claimed media type."""
         return self._response.content_type
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncIterator[bytes]:
         """Yield the decoded body; see the port."""
-        deadline = asyncio.get_running_loop().time() + _CRATE_TIMEOUT_S
-        async for part in self._upstream.decoded(self._response, self._max_bytes):
-            yield part
-            if asyncio.get_running_loop().time() > deadline:
-                raise TimedOut(f"{self._upstream.name} took too long over one crate")
+        return self._upstream.decoded(self._response, self._max_bytes, _CRATE_TIMEOUT_S)
 
 
 class OfflineUpstream(Upstream):
@@ -318,6 +369,17 @@ def _forbidden_in(error: BaseException) -> str | None:
                 return str(inner)
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _with_token(headers: Mapping[str, str], token: str | None) -> Mapping[str, str]:
+    return headers if token is None else {**headers, "Authorization": token}
+
+
+def _sendable(validator: str | None) -> str | None:
+    """Return a validator that can be sent back as it came; any other is as good as none."""
+    if validator is None or not (validator.isascii() and validator.isprintable()):
+        return None
+    return validator
 
 
 def _one_line(error: BaseException) -> str:

@@ -49,6 +49,8 @@ class Troubled(UpstreamFailure):
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
         self.transient = transient
+        # A 403 for one name says nothing of the next: some registries give it for unknown names.
+        self.failing = status >= 500 or status == 429  # noqa: PLR2004
 
 
 class Misbehaved(UpstreamFailure):

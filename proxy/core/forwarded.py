@@ -73,19 +73,25 @@ def is_trusted(peer: Address | None, rules: AddressRules) -> bool:
     return any(plain in network for network in rules.trusted_proxies)
 
 
+def check_host(reached: Reached, rules: AddressRules) -> str | None:
+    """Return the host name that the client asked for, if it gave one. Raises BadHost."""
+    host = reached.host
+    if is_trusted(reached.peer, rules) and reached.forwarded_host is not None:
+        host = _last(reached.forwarded_host)
+    if host is not None and not _is_host(host):
+        raise BadHost("the Host header is not a host name")
+    if rules.allowed_hosts and (host is None or not _is_allowed(host, rules.allowed_hosts)):
+        raise BadHost("this host name is not served here (see server.allowed_hosts)")
+    return host
+
+
 def base_url(reached: Reached, rules: AddressRules) -> str:
     """Return the absolute address of our root for this client, with no slash at the end.
 
     Raises BadHost.
     """
     trusted = is_trusted(reached.peer, rules)
-    host = reached.host
-    if trusted and reached.forwarded_host is not None:
-        host = _last(reached.forwarded_host)
-    if host is not None and not _is_host(host):
-        raise BadHost("the Host header is not a host name")
-    if rules.allowed_hosts and (host is None or not _is_allowed(host, rules.allowed_hosts)):
-        raise BadHost("this host name is not served here (see server.allowed_hosts)")
+    host = check_host(reached, rules)
     if rules.public_urls:
         return _public_url(host, rules.public_urls)
     scheme = reached.scheme

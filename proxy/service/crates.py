@@ -6,15 +6,18 @@ for this version is nobody's here, though a blob of that name lie in the store. 
 snapshot lacks makes us ask for the index once more, not say no.
 
 Then the blob, or the one running download, or the mismatch of a moment ago; and where our disk
-fails, a passage of the client's own.
+fails, a passage of the client's own, for a while without trying the disk again: what was cut in the
+middle by a failing disk must not be cut there a second time.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.core.events import How
-from proxy.core.failures import ChecksumMismatch, NoSuchCrate, TimedOut
+from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure, TimedOut
 from proxy.core.freshness import NEGATIVE_FRESH_S
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
@@ -28,7 +31,8 @@ from proxy.service.source import CLIENT_PATIENCE_S, Source
 from proxy.service.upstream_configs import UpstreamConfigs
 
 MISMATCH_REMEMBERED_S: Final = 60.0
-_MISMATCHES_MAX: Final = 10_000
+DISK_DISTRUSTED_S: Final = 30.0
+_REMEMBERED_MAX: Final = 10_000
 
 Key = tuple[str, str]
 
@@ -69,8 +73,12 @@ class Crates:
         self._downloads: dict[Key, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._mismatches: MemoryTier[Key, tuple[float, ChecksumMismatch]] = MemoryTier(
-            _MISMATCHES_MAX
+            _REMEMBERED_MAX
         )
+        self._unstorable: MemoryTier[Key, float] = MemoryTier(_REMEMBERED_MAX)
+        # The number of the last landing of each key: whoever finds another one looks again.
+        self._landings: MemoryTier[Key, int] = MemoryTier(_REMEMBERED_MAX)
+        self._landed = 0
 
     @property
     def flights(self) -> int:
@@ -82,23 +90,16 @@ class Crates:
     ) -> CrateServed | NoSuchCrate:
         """Find the bytes of a version. Raises UpstreamFailure, never for absence."""
         named = Named(source.name, crate, version)
-        digest = await self._digest(source, named, sha256)
-        if isinstance(digest, NoSuchCrate):
-            return digest
-        blob = await self._blobs.open(digest)
-        if blob is not None:
-            self._blobs.note_named(digest, named)
-            return CrateServed(blob, digest, How.HIT, seekable=True)
-        self._refuse_known_mismatch((source.name, digest))
-        return await self._download(source, named, digest)
+        async with _patience(source):
+            digest = await self._digest(source, named, sha256)
+            if isinstance(digest, NoSuchCrate):
+                return digest
+            return await self._bring(source, named, digest)
 
     async def fetch(self, source: Source, named: Named, digest: str) -> NoSuchCrate | None:
         """Bring one blob in, for nobody in particular. Raises UpstreamFailure or StoreFailure."""
-        blob = await self._blobs.open(digest)
-        if blob is not None:
-            blob.close()
-            return None
-        served = await self._download(source, named, digest)
+        async with _patience(source):
+            served = await self._bring(source, named, digest)
         if isinstance(served, NoSuchCrate):
             return served
         offset = 0
@@ -108,6 +109,10 @@ class Crates:
         finally:
             await served.aclose()
         await self._settled((source.name, digest))
+        blob = await self._blobs.open(digest)
+        if blob is None:
+            raise StoreFailure("it came, and could not be stored")
+        blob.close()
         return None
 
     async def _digest(self, source: Source, named: Named, sha256: str | None) -> str | NoSuchCrate:
@@ -139,26 +144,38 @@ class Crates:
             raise failure.with_traceback(None)
         self._mismatches.discard(key)
 
-    async def _download(
-        self, source: Source, named: Named, digest: str
-    ) -> CrateServed | NoSuchCrate:
+    async def _bring(self, source: Source, named: Named, digest: str) -> CrateServed | NoSuchCrate:
         key = (source.name, digest)
-        download = self._downloads.get(key)
-        how = How.COALESCED
-        if download is None:
-            config = await self._configs.get(source)
-            url = download_url(config.dl, named.crate, named.version, digest)
-            # Somebody else may have begun while the configuration was on its way.
+        url: str | None = None
+        while True:
+            landing = self._landings.get(key)
+            blob = await self._blobs.open(digest)
+            if blob is not None:
+                self._blobs.note_named(digest, named)
+                return CrateServed(blob, digest, How.HIT, seekable=True)
             download = self._downloads.get(key)
             if download is None:
-                how = How.MISS
+                self._refuse_known_mismatch(key)
+                url = url or await self._url(source, named, digest)
+                download = self._downloads.get(key)
+            if download is not None:
+                return await self._join(source, named, digest, download, How.COALESCED)
+            if self._is_unstorable(key):
+                return await self._pass(source, named, digest, url)
+            if self._landings.get(key) == landing:
                 download = self._begin(source, named, digest, url)
+                return await self._join(source, named, digest, download, How.MISS)
+
+    async def _url(self, source: Source, named: Named, digest: str) -> str:
+        config = await self._configs.get(source)
+        return download_url(config.dl, named.crate, named.version, digest)
+
+    async def _join(
+        self, source: Source, named: Named, digest: str, download: Download, how: How
+    ) -> CrateServed | NoSuchCrate:
         reader = download.attach()
         try:
-            await asyncio.wait_for(download.settled_or_flowing(), CLIENT_PATIENCE_S)
-        except TimeoutError:
-            reader.close()
-            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+            await download.settled_or_flowing()
         except BaseException:
             reader.close()
             raise
@@ -192,10 +209,21 @@ class Crates:
             await download.run()
         finally:
             del self._downloads[key]
-            download.land()
+            self._landed += 1
+            self._landings.put(key, self._landed, 1)
+            self._learn(key, download)
+            await download.land()
+
+    def _learn(self, key: Key, download: Download) -> None:
+        now = self._clock.monotonic()
         if isinstance(download.failure, ChecksumMismatch):
-            until = self._clock.monotonic() + MISMATCH_REMEMBERED_S
-            self._mismatches.put(key, (until, download.failure), 1)
+            self._mismatches.put(key, (now + MISMATCH_REMEMBERED_S, download.failure), 1)
+        if download.store_failed:
+            self._unstorable.put(key, now + DISK_DISTRUSTED_S, 1)
+
+    def _is_unstorable(self, key: Key) -> bool:
+        until = self._unstorable.get(key)
+        return until is not None and self._clock.monotonic() < until
 
     async def _settled(self, key: Key) -> None:
         """Wait until a download has committed, not only been read."""
@@ -213,11 +241,7 @@ class Crates:
             subject=f"{named.crate} {named.version}",
         )
         try:
-            async with asyncio.timeout(CLIENT_PATIENCE_S):
-                await passage.begin()
-        except TimeoutError:
-            await passage.aclose()
-            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+            await passage.begin()
         except BaseException:
             await passage.aclose()
             raise
@@ -234,6 +258,16 @@ class Crates:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _patience(source: Source) -> AsyncIterator[None]:
+    """Bound all of the waiting that a client is put to before its first byte."""
+    try:
+        async with asyncio.timeout(CLIENT_PATIENCE_S):
+            yield
+    except TimeoutError:
+        raise TimedOut(f"{source.name} did not answer in time; try again") from None
 
 
 def _choose(held: Rendered | None, named: Named, sha256: str | None) -> str | None:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from proxy.core.answers import Absent
 from proxy.core.events import Kind, StoreFailed
-from proxy.core.failures import StoreFailure, UpstreamFailure
+from proxy.core.failures import Misbehaved, StoreFailure, Unreachable, UpstreamFailure
 from proxy.ports import BlobStore, Draft, Named, Observer
 from proxy.service.proof import disproven
 from proxy.service.source import ASKING_DEADLINE_S, Source
@@ -99,17 +99,22 @@ class Download:
         except StoreFailure as failure:
             self.store_failed = True
             self._observer.observe(StoreFailed(f"storing {self._subject}", str(failure)))
+        except asyncio.CancelledError:
+            self.failure = Unreachable(f"the transfer of {self._subject} was given up")
+            raise
         finally:
             self._finished = True
+            self._wake()
+
+    async def land(self) -> None:
+        """Give up what is not proven. Nobody new finds this download: the last reader ends it."""
+        try:
             if not self._proven and self._draft is not None:
                 # Shielded: a cancelled flight must still give back its space.
                 await asyncio.shield(self._draft.discard())
-            self._wake()
-
-    def land(self) -> None:
-        """Say that nobody can find this download any more: the last reader ends it."""
-        self.landed.set()
-        self._let_go()
+        finally:
+            self.landed.set()
+            self._let_go()
 
     async def _run(self) -> None:
         answer = await self._source.ask(
@@ -135,6 +140,9 @@ class Download:
                 actual=actual,
                 content_type=self._content_type,
             )
+        if self.length_bytes not in (None, self._written):
+            # The right bytes; but clients were told another length, and would take a part for all.
+            raise self._misannounced()
         self._proven = True
         self.length_bytes = self._written
         self._wake()
@@ -142,6 +150,14 @@ class Download:
             await draft.commit(self._named)
         except StoreFailure as failure:
             self._observer.observe(StoreFailed(f"storing {self._subject}", str(failure)))
+
+    def _misannounced(self) -> Misbehaved:
+        failure = Misbehaved(
+            f"{self._source.name} announced {self.length_bytes} bytes of {self._subject} "
+            f"and sent {self._written}"
+        )
+        self._source.note_failure(Kind.CRATE, self._subject, failure)
+        return failure
 
     async def _transfer(self) -> int | Absent:
         """Ask once, and append what the draft does not have yet."""

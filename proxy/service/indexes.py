@@ -91,6 +91,8 @@ class Indexes:
         self._flights: Flights[Key, _Landed] = Flights()
         self._forms: MemoryTier[Key, Rendered] = MemoryTier(memory_bytes)
         self._negatives: MemoryTier[Key, float] = MemoryTier(_NEGATIVES_MAX)
+        # Whoever finds that this has grown meanwhile may have read what is to be forgotten.
+        self._forgettings = 0
 
     @property
     def memory(self) -> MemoryTier[Key, Rendered]:
@@ -171,6 +173,8 @@ class Indexes:
 
     async def refreshed(self, source: Source, name: str) -> Rendered | None:
         """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure."""
+        if self._is_known_absent((source.name, name)):
+            return None
         task, _ = self._ask(source, name)
         try:
             landed = await outcome(task, CLIENT_PATIENCE_S)
@@ -182,6 +186,7 @@ class Indexes:
         rendered = self._forms.get(key)
         if rendered is not None:
             return rendered, rendered.snapshot
+        forgettings = self._forgettings
         snapshot = await self._store.get(*key)
         if snapshot is None or snapshot.body is None:
             return None, snapshot
@@ -193,7 +198,8 @@ class Indexes:
         newer = self._forms.get(key)
         if newer is not None:
             return newer, newer.snapshot
-        self._forms.put(key, rendered, rendered.cost_bytes)
+        if self._forgettings == forgettings:
+            self._forms.put(key, rendered, rendered.cost_bytes)
         return rendered, snapshot
 
     def _is_known_absent(self, key: Key) -> bool:
@@ -208,6 +214,7 @@ class Indexes:
     async def _fetch(self, source: Source, name: str) -> _Landed:
         """Ask the upstream for one name, and learn: the body of a flight."""
         key = (source.name, name)
+        forgettings = self._forgettings
         rendered, held = await self._held(key)
         path = index_path(name)
         answer = await self._asked(source, path, held, new_connection=False)
@@ -220,6 +227,10 @@ class Indexes:
             failure = _as_failure(source, name, problem)
             source.note_failure(Kind.INDEX, name, failure)
             raise failure from None
+        if self._forgettings != forgettings and isinstance(answer, Unchanged):
+            # What was confirmed may have been purged since: it is good for those who wait.
+            assert rendered is not None, "nothing else can be confirmed"
+            return _Landed(rendered, unchanged=True)
         return await self._settle(key, rendered, learned, unchanged=isinstance(answer, Unchanged))
 
     async def _asked(
@@ -242,7 +253,8 @@ class Indexes:
         self._tell(key, learned.turn)
         snapshot = learned.snapshot
         if snapshot is None or snapshot.body is None:
-            self._forms.discard(key)
+            if held is not None:
+                self._forget_forms(key)
             self._negatives.put(key, self._clock.monotonic() + NEGATIVE_FRESH_S, 1)
             if snapshot is not None:
                 await self._keep(key, snapshot, body_changed=True)
@@ -293,11 +305,16 @@ class Indexes:
     def forget(self, upstream: str, name: str | None) -> None:
         """Drop what memory holds of a name, or of all names of an upstream."""
         if name is not None:
-            self._forms.discard((upstream, name))
+            self._forget_forms((upstream, name))
             self._negatives.discard((upstream, name))
             return
+        self._forgettings += 1
         self._forms.discard_where(lambda key: key[0] == upstream)
         self._negatives.discard_where(lambda key: key[0] == upstream)
+
+    def _forget_forms(self, key: Key) -> None:
+        self._forgettings += 1
+        self._forms.discard(key)
 
     async def close(self, patience_s: float) -> None:
         """Let running flights end, then end them."""

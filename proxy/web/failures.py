@@ -17,7 +17,6 @@ from proxy.core.failures import (
     Unreachable,
     UpstreamFailure,
 )
-from proxy.core.forwarded import BadHost
 
 RETRY_AFTER_S: Final = 5
 
@@ -31,7 +30,7 @@ class Told:
     message: str
 
 
-def told(failure: UpstreamFailure | StoreFailure | BadHost) -> Told:
+def told(failure: UpstreamFailure | StoreFailure) -> Told:
     """Translate a failure."""
     match failure:
         case TimedOut():
@@ -42,5 +41,3 @@ def told(failure: UpstreamFailure | StoreFailure | BadHost) -> Told:
             return Told(503, retry=True, message=str(failure))
         case StoreFailure():
             return Told(503, retry=True, message=f"the cache is in trouble: {failure}")
-        case BadHost():
-            return Told(400, retry=False, message=str(failure))

@@ -41,10 +41,10 @@ def plain(
     return web.Response(status=status, text=message + "\n", headers=headers)
 
 
-def api_error(status: int, detail: str, *, retry: bool = False) -> web.Response:
+def api_error(status: int, detail: str, how: How, *, retry: bool = False) -> web.Response:
     """Say what went wrong in the web API's own form, which cargo shows (Web API, "Responses")."""
     response = web.json_response({"errors": [{"detail": detail}]}, status=status)
-    response.headers[X_CACHE] = (How.ERROR if retry else How.REFUSED).value
+    response.headers[X_CACHE] = how.value
     response.headers[hdrs.SERVER] = SERVER
     if retry:
         response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
@@ -75,7 +75,7 @@ def index_file(
     request: web.Request, rendered: Rendered, how: How, *, may_confirm: bool
 ) -> web.Response:
     """Send an index file, or 304 where the client has it and `may_confirm`."""
-    gzipped = rendered.gzipped if accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING)) else None
+    gzipped = rendered.gzipped if accepts_gzip(all_lines(request, hdrs.ACCEPT_ENCODING)) else None
     headers = {
         hdrs.SERVER: SERVER,
         hdrs.ETAG: rendered.etag if gzipped is None else rendered.gzip_etag,
@@ -93,6 +93,12 @@ def index_file(
     return web.Response(body=gzipped, headers=headers)
 
 
+def all_lines(request: web.Request, name: str) -> str | None:
+    """Return a header that is a list, whichever lines it came on (RFC 9110 section 5.2)."""
+    lines = request.headers.getall(name, None)
+    return ", ".join(lines) if lines else None
+
+
 def is_conditional(request: web.Request) -> bool:
     """Tell whether the client asks about something that it holds."""
     return hdrs.IF_NONE_MATCH in request.headers or hdrs.IF_MODIFIED_SINCE in request.headers
@@ -100,7 +106,7 @@ def is_conditional(request: web.Request) -> bool:
 
 def _client_has(request: web.Request, rendered: Rendered) -> bool:
     # RFC 9110 13.1.3: If-Modified-Since is ignored where there is an If-None-Match.
-    etags = request.headers.get(hdrs.IF_NONE_MATCH)
+    etags = all_lines(request, hdrs.IF_NONE_MATCH)
     if etags is not None:
         return if_none_match_holds(etags, rendered.etag, rendered.gzip_etag)
     since = request.headers.get(hdrs.IF_MODIFIED_SINCE)
@@ -137,7 +143,7 @@ async def crate_file(
         X_CACHE: served.how.value,
         "X-Content-Type-Options": "nosniff",
     }
-    if_none_match = request.headers.get(hdrs.IF_NONE_MATCH)
+    if_none_match = all_lines(request, hdrs.IF_NONE_MATCH)
     if if_none_match is not None and if_none_match_holds(if_none_match, etag):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers), 0
     headers[hdrs.CONTENT_TYPE] = "application/gzip"

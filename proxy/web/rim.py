@@ -23,6 +23,7 @@ from proxy.core.forwarded import (
     BadHost,
     Reached,
     base_url,
+    check_host,
     client_address,
     is_trusted,
 )
@@ -122,14 +123,14 @@ class Rim:
         self, request: web.Request, route: InRegistry, registry: Registry, seen: _Seen
     ) -> web.StreamResponse:
         try:
+            if self._addresses.allowed_hosts:
+                check_host(_reached(request), self._addresses)
             match route:
                 case routes.ConfigFile() | routes.IndexFile() | routes.CrateFile() if (
                     request.method not in _READING
                 ):
                     seen.how = How.REFUSED
-                    response = replies.plain(405, "only GET and HEAD here", How.REFUSED)
-                    response.headers[hdrs.ALLOW] = "GET, HEAD"
-                    return response
+                    return _only_read_here()
                 case routes.ConfigFile():
                     return self._config(request, registry, seen)
                 case routes.IndexFile():
@@ -140,7 +141,10 @@ class Rim:
                     return await self._api(request, route, registry, seen)
                 case _ as never:
                     assert_never(never)
-        except (UpstreamFailure, StoreFailure, BadHost) as failure:
+        except BadHost as problem:
+            seen.how = How.REFUSED
+            return replies.plain(400, str(problem), How.REFUSED)
+        except (UpstreamFailure, StoreFailure) as failure:
             seen.how = How.ERROR
             return replies.failure(told(failure))
         except Exception:
@@ -216,7 +220,9 @@ class Rim:
         if request.method not in _READING:
             seen.how = How.REFUSED
             return replies.api_error(
-                501, f"{registry.name}: this proxy only reads; publish to the registry itself"
+                501,
+                f"{registry.name}: this proxy only reads; publish to the registry itself",
+                How.REFUSED,
             )
         try:
             answer = await self._journeys.api.get(
@@ -225,20 +231,25 @@ class Rim:
         except UpstreamFailure as failure:
             seen.how = How.ERROR
             said = told(failure)
-            return replies.api_error(said.status, said.message, retry=said.retry)
+            return replies.api_error(said.status, said.message, How.ERROR, retry=said.retry)
         if answer is None:
             seen.how = How.REFUSED
-            return replies.api_error(404, f"{registry.name} has no web API")
+            return replies.api_error(404, f"{registry.name} has no web API", How.REFUSED)
         seen.sent_bytes = len(answer.body)
         return replies.api_answer(answer)
 
     async def _page(self, request: web.Request, path: str) -> web.StreamResponse:
         if path != "/" and self._admin_only_elsewhere:
             return replies.plain(404, "not on this listener (see server.admin_listen)")
+        if request.method not in _READING:
+            return _only_read_here()
+        if path != "/":
+            # Probes and scrapes come by an address of their own, whatever names are served here.
+            return await self._pages.answer(path, "")
         try:
             base = base_url(_reached(request), self._addresses)
         except BadHost as problem:
-            return replies.failure(told(problem))
+            return replies.plain(400, str(problem), How.REFUSED)
         return await self._pages.answer(path, base)
 
     def _own_path(self, raw_path: str) -> str:
@@ -267,6 +278,12 @@ class Rim:
             )
 
 
+def _only_read_here() -> web.Response:
+    response = replies.plain(405, "only GET and HEAD here", How.REFUSED)
+    response.headers[hdrs.ALLOW] = "GET, HEAD"
+    return response
+
+
 def _kind_and_subject(route: InRegistry) -> tuple[Kind, How, str]:
     match route:
         case routes.ConfigFile():
@@ -284,15 +301,16 @@ def _reached(request: web.Request) -> Reached:
     transport = request.transport
     sockname = transport.get_extra_info("sockname") if transport is not None else None
     peername = transport.get_extra_info("peername") if transport is not None else None
+    # A proxy may add a line of its own below one that the client made up: all of them count.
     return Reached(
         scheme=request.url.scheme if transport is None else _scheme(request),
         host=headers.get(hdrs.HOST),
         peer=_address(peername),
         local=(sockname[0], sockname[1]) if isinstance(sockname, tuple) else None,
-        forwarded_proto=headers.get(hdrs.X_FORWARDED_PROTO),
-        forwarded_host=headers.get(hdrs.X_FORWARDED_HOST),
-        forwarded_prefix=headers.get("X-Forwarded-Prefix"),
-        forwarded_for=headers.get(hdrs.X_FORWARDED_FOR),
+        forwarded_proto=replies.all_lines(request, hdrs.X_FORWARDED_PROTO),
+        forwarded_host=replies.all_lines(request, hdrs.X_FORWARDED_HOST),
+        forwarded_prefix=replies.all_lines(request, "X-Forwarded-Prefix"),
+        forwarded_for=replies.all_lines(request, hdrs.X_FORWARDED_FOR),
     )
 
 
