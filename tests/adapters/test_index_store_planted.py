@@ -147,6 +147,15 @@ async def test_a_file_that_a_row_names_is_neither_read_nor_deleted(
             assert world.outside.read_bytes() == planted
 
 
+@pytest.mark.parametrize("row", ["m:crates-io/serde", "b:crates-io/serde"])
+async def test_a_row_that_names_a_file_beside_its_value_is_a_miss(world: World, row: str) -> None:
+    with world.database() as database:
+        database.execute("UPDATE Cache SET filename = '../../outside.val' WHERE key = ?", (row,))
+    async with world.store() as store:
+        assert await store.get("crates-io", "serde") is None
+        assert await store.get("crates-io", "rand") == SNAPSHOT
+
+
 async def test_diskcache_itself_is_given_no_way_to_a_file(world: World) -> None:
     with world.database() as database:
         database.execute("UPDATE Cache SET filename = '../../outside.val', expire_time = 1")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.world.cargo import CargoHome, Project, Toolchain, replacing_crates_io
+from tests.world.cargo import CargoHome, Project, Toolchain, replacing_crates_io, toolchains
 from tests.world.ecosystem import publish_ecosystem
 from tests.world.registry import Registry
 
@@ -44,6 +44,12 @@ class Desk:
 @pytest.fixture
 def desk(toolchain: Toolchain, tmp_path: Path) -> Desk:
     return Desk(toolchain, tmp_path / "desk")
+
+
+@pytest.fixture
+def newest_desk(tmp_path: Path) -> Desk:
+    """A desk with the newest cargo alone, where it is the proxy's other side that is tried."""
+    return Desk(toolchains()[-1], tmp_path / "desk")
 
 
 @pytest.fixture

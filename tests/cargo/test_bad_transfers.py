@@ -14,6 +14,7 @@ from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
 SMALL, LARGE = 0, 400_000
+BOTH = 'small = "1"\nlarge = "1"'
 WRONG_FOR_GOOD = "failed to verify the checksum"
 WRONG_CRATES = [
     faults.login_page("text/plain"),
@@ -41,35 +42,47 @@ def publish_tree(registry: Registry, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [faults.cut(), faults.cut_chunked(), faults.reset("in the body")], ids=str
+    ("count", "fault"),
+    [
+        (164, faults.cut()),
+        (20, faults.cut_chunked()),
+        (20, faults.reset("in the body")),
+        (20, faults.status(500)),
+    ],
+    ids=str,
 )
-def test_a_fetch_of_164_crates_succeeds_though_each_is_cut_once(
-    desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch, *, fault: faults.Fault
-) -> None:
-    publish_tree(registry, 164)
-    proxy = launch({"crates-io": upstream})
-    rule = upstream.fail("/crates/*", fault, times_per_path=1)
-    home = desk.home(proxy.index_url())
-    home.run(desk.project('part-000 = "1"'), "fetch").succeeded()
-    assert rule.played == 164
-    assert home.crate_files() == {
-        f"{name}-1.0.0.crate": registry.crate(name, "1.0.0") for name in registry.names()
-    }
-
-
-@pytest.mark.parametrize("padding_bytes", [SMALL, LARGE])
-def test_a_login_page_in_a_crates_place_fails_the_build_and_heals_at_once(
+def test_a_fetch_succeeds_though_each_crate_is_cut_once(
     desk: Desk,
     registry: Registry,
     upstream: RegistryServer,
     launch: Launch,
     *,
-    padding_bytes: int,
+    count: int,
+    fault: faults.Fault,
 ) -> None:
-    registry.publish(Package("wanted", padding_bytes=padding_bytes))
+    publish_tree(registry, count)
+    proxy = launch({"crates-io": upstream})
+    rule = upstream.fail("/crates/*", fault, times_per_path=1)
+    home = desk.home(proxy.index_url())
+    home.run(desk.project('part-000 = "1"'), "fetch").succeeded()
+    assert rule.played == count
+    assert home.crate_files() == {
+        f"{name}-1.0.0.crate": registry.crate(name, "1.0.0") for name in registry.names()
+    }
+
+
+def publish_both(registry: Registry) -> None:
+    """Publish a crate that is proven before its first byte is sent, and one that flows."""
+    registry.publish(Package("small"), Package("large", padding_bytes=LARGE))
+
+
+def test_a_login_page_in_a_crates_place_fails_the_build_and_heals_at_once(
+    desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch
+) -> None:
+    publish_both(registry)
     proxy = launch({"crates-io": upstream})
     home = desk.home(proxy.index_url())
-    project = desk.project('wanted = "1"')
+    project = desk.project(BOTH)
     upstream.fail("/crates/*", faults.login_page())
     said = home.run(project, "build").failed()
     assert " 502" in said
@@ -78,21 +91,21 @@ def test_a_login_page_in_a_crates_place_fails_the_build_and_heals_at_once(
     home.run(project, "build").succeeded()
 
 
-@pytest.mark.parametrize("padding_bytes", [SMALL, LARGE])
 @pytest.mark.parametrize("fault", WRONG_CRATES, ids=str)
+@pytest.mark.parametrize("name", ["small", "large"])
 def test_wrong_bytes_never_reach_cargo_as_a_complete_body_and_are_never_kept(
-    desk: Desk,
+    newest_desk: Desk,
     registry: Registry,
     upstream: RegistryServer,
     launch: Launch,
     *,
     fault: faults.Fault,
-    padding_bytes: int,
+    name: str,
 ) -> None:
-    registry.publish(Package("wanted", padding_bytes=padding_bytes))
+    publish_both(registry)
     proxy = launch({"crates-io": upstream})
-    home = desk.home(proxy.index_url())
-    project = desk.project('wanted = "1"')
+    home = newest_desk.home(proxy.index_url())
+    project = newest_desk.project(f'{name} = "1"')
     upstream.fail("/crates/*", fault)
     said = home.run(project, "fetch").failed()
     assert WRONG_FOR_GOOD not in said
@@ -101,4 +114,19 @@ def test_wrong_bytes_never_reach_cargo_as_a_complete_body_and_are_never_kept(
     # A mismatch is remembered for a minute, in memory.
     proxy.restart()
     home.run(project, "fetch").succeeded()
-    assert home.crate_files() == {"wanted-1.0.0.crate": registry.crate("wanted", "1.0.0")}
+    assert home.crate_files() == {f"{name}-1.0.0.crate": registry.crate(name, "1.0.0")}
+
+
+def test_a_wrong_last_byte_of_a_large_crate_arrives_as_a_cut_that_cargo_tries_again(
+    desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch
+) -> None:
+    publish_both(registry)
+    proxy = launch({"crates-io": upstream})
+    home = desk.home(proxy.index_url())
+    upstream.fail("/crates/large/*", faults.wrong_tail())
+    said = home.run(desk.project(BOTH), "fetch").failed()
+    assert "tries remaining" in said
+    assert WRONG_FOR_GOOD not in said
+    assert "large-1.0.0.crate" not in home.crate_files()
+    # Once is enough to know: cargo's retries do not fetch the same wrong bytes again and again.
+    assert upstream.count("/crates/large/*") == 1

@@ -25,17 +25,21 @@ PLAIN, BUILD = "1.0.0", "1.1.0+b.1"
         "{base}/odd%20folder/{crate}/{version}",
     ],
 )
-def test_a_crate_is_asked_for_as_cargo_asks_for_it(desk: Desk, launch: Launch, *, dl: str) -> None:
+def test_a_crate_is_asked_for_as_cargo_asks_for_it(
+    newest_desk: Desk, launch: Launch, *, dl: str
+) -> None:
     registry = Registry(dl=dl)
     registry.publish(Package("Cased-Name", PLAIN), Package("Cased-Name", BUILD), Package("ab"))
     dependencies = 'Cased-Name = "1"\nab = "1"\n'
     with RegistryServer(registry) as upstream:
-        desk.home(upstream.index_url).run(desk.project(dependencies), "fetch").succeeded()
+        newest_desk.home(upstream.index_url).run(
+            newest_desk.project(dependencies), "fetch"
+        ).succeeded()
         asked_by_cargo = {seen.target for seen in upstream.requests()}
         upstream.clear()
         proxy = launch({"crates-io": upstream})
-        home = desk.home(proxy.index_url())
-        home.run(desk.project(dependencies), "fetch").succeeded()
+        home = newest_desk.home(proxy.index_url())
+        home.run(newest_desk.project(dependencies), "fetch").succeeded()
         assert {seen.target for seen in upstream.requests()} == asked_by_cargo
     assert home.crate_files() == {
         f"Cased-Name-{BUILD}.crate": registry.crate("Cased-Name", BUILD),
@@ -44,7 +48,7 @@ def test_a_crate_is_asked_for_as_cargo_asks_for_it(desk: Desk, launch: Launch, *
 
 
 def test_crates_may_come_from_another_origin_and_the_token_stays_at_home(
-    desk: Desk, launch: Launch
+    newest_desk: Desk, launch: Launch
 ) -> None:
     store = Registry(dl="{base}/store/{crate}/{version}")
     store.publish(Package("wanted"))
@@ -57,15 +61,17 @@ def test_crates_may_come_from_another_origin_and_the_token_stays_at_home(
                 upstreams={"crates-io": {"token": {"env": "TOKEN"}}},
                 env={"TOKEN": "secret"},
             )
-            home = desk.home(proxy.index_url())
-            home.run(desk.project('wanted = "1"'), "fetch").succeeded()
+            home = newest_desk.home(proxy.index_url())
+            home.run(newest_desk.project('wanted = "1"'), "fetch").succeeded()
         (asked,) = store_server.requests()
     assert asked.path == "/store/wanted/1.0.0"
     assert "authorization" not in asked.headers
     assert home.crate_files() == {"wanted-1.0.0.crate": store.crate("wanted", "1.0.0")}
 
 
-def test_a_redirected_download_is_followed_without_the_token(desk: Desk, launch: Launch) -> None:
+def test_a_redirected_download_is_followed_without_the_token(
+    newest_desk: Desk, launch: Launch
+) -> None:
     store = Registry()
     store.publish(Package("wanted"))
     listing = Registry(token="secret")
@@ -77,8 +83,8 @@ def test_a_redirected_download_is_followed_without_the_token(desk: Desk, launch:
             upstreams={"crates-io": {"token": {"env": "TOKEN"}}},
             env={"TOKEN": "secret"},
         )
-        home = desk.home(proxy.index_url())
-        home.run(desk.project('wanted = "1"'), "fetch").succeeded()
+        home = newest_desk.home(proxy.index_url())
+        home.run(newest_desk.project('wanted = "1"'), "fetch").succeeded()
         (asked,) = store_server.requests()
         (redirected,) = index_server.requests("/crates/*")
     assert redirected.headers["authorization"] == "secret"

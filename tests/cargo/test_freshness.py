@@ -2,13 +2,15 @@
 
 The proxy's copy of the index is past its freshness and within `stale_while_revalidate`, where an
 unconditional request may be answered from it at once. Cargo finds that the copy does not suffice
-and asks again, with a validator; what it gets then decides between a build and a failure for good.
+and starts over, once, with validators for what it has. What it discovers on this second pass it
+asks for without one, and there is no third: so the chain here is several new versions deep.
 """
 
 import pytest
 
 from tests.cargo.conftest import Desk
 from tests.conftest import Launch
+from tests.world import faults
 from tests.world.crates import Dependency, Package
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
@@ -28,12 +30,17 @@ def test_a_lock_on_versions_newer_than_the_snapshot_builds(
     home_is: str,
     restarted: bool,
 ) -> None:
-    registry.publish(Package("top", deps=(Dependency("base"),)), Package("base"))
+    registry.publish(
+        Package("top", deps=(Dependency("middle"),)),
+        Package("middle", deps=(Dependency("base"),)),
+        Package("base"),
+    )
     proxy = launch({"crates-io": upstream}, upstreams=STALE_AT_ONCE)
     warm = desk.home(proxy.index_url())
     warm.run(desk.project(DEPENDENCIES), "fetch").succeeded()
     registry.publish(
-        Package("top", "1.1.0", deps=(Dependency("base", "^1.1"), Dependency("new"))),
+        Package("top", "1.1.0", deps=(Dependency("middle", "=1.1.0"), Dependency("new"))),
+        Package("middle", "1.1.0", deps=(Dependency("base", "=1.1.0"),)),
         Package("base", "1.1.0"),
         Package("new"),
     )
@@ -59,6 +66,24 @@ def test_a_lock_on_a_newer_version_builds_while_the_upstream_is_slow(
     upstream.latency_seconds = 0.5
     locked = desk.locked_project(DEPENDENCIES, colleague.lock)
     desk.home(proxy.index_url()).run(locked, "fetch", "--locked").succeeded()
+
+
+@pytest.mark.parametrize("fault", [faults.cut(), faults.status(500)], ids=str)
+def test_a_crate_that_does_not_come_makes_nobodys_index_stale(
+    desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch, *, fault: faults.Fault
+) -> None:
+    registry.publish(Package("top"), Package("broken"))
+    proxy = launch({"crates-io": upstream}, upstreams=STALE_AT_ONCE)
+    home = desk.home(proxy.index_url(), retries=0)
+    home.run(desk.project(DEPENDENCIES), "fetch").succeeded()
+    registry.publish(Package("top", "1.1.0"))
+    colleague = desk.project(DEPENDENCIES)
+    desk.home(upstream.index_url).run(colleague, "generate-lockfile").succeeded()
+    # Crates and index are often on different hosts: what one does says nothing of the other.
+    upstream.fail("/crates/broken/*", fault)
+    home.run(desk.project('broken = "1"'), "fetch").failed()
+    locked = desk.locked_project(DEPENDENCIES, colleague.lock)
+    home.run(locked, "fetch", "--locked").succeeded()
 
 
 def test_a_republished_version_is_the_new_one_for_new_locks_and_the_old_one_for_old_locks(

@@ -21,6 +21,7 @@ from proxy.ports import Blob, BlobStore, Draft, Named
 from tests.world.blob_store import MemoryBlobStore
 from tests.world.clock import ManualClock
 from tests.world.observer import Recorder
+from tests.world.scratch import scratch_directory
 
 SERDE = Named("crates-io", "serde", "1.0.0")
 ROOMY = Limits(max_size_bytes=1 << 30, min_free_bytes=0)
@@ -116,13 +117,14 @@ class DiskWorld:
 
 
 @pytest.fixture(params=["memory", "disk", "disk, all of it cached"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     if request.param == "memory":
         yield MemoryWorld()
         return
-    disk = DiskWorld(tmp_path, 0 if request.param == "disk" else 64 << 20)
-    yield disk
-    await disk.stop()
+    with scratch_directory() as directory:
+        disk = DiskWorld(directory, 0 if request.param == "disk" else 64 << 20)
+        yield disk
+        await disk.stop()
 
 
 def some_bytes(size: int, seed: int = 1) -> bytes:
@@ -224,14 +226,13 @@ async def test_a_draft_gives_back_whatever_was_written(
     store, data = await world.start(), some_bytes(size)
     draft = await store.draft(size if announced else None)
     written = 0
-    while written < size:
-        for piece in pieces:
-            await draft.write(data[written : written + piece])
-            written = min(written + piece, size)
-            start, stop = sorted(int(cut * written) for cut in cuts)
-            assert await read_draft(draft, start, stop) == data[start:stop]
-            assert await read_draft(draft, start, written) == data[start:written]
-            assert draft.digest() == sha256(data[:written])
+    for piece in [*pieces, size]:
+        await draft.write(data[written : written + piece])
+        written = min(written + piece, size)
+        start, stop = sorted(int(cut * written) for cut in cuts)
+        assert await read_draft(draft, start, stop) == data[start:stop]
+        assert await read_draft(draft, start, written) == data[start:written]
+        assert draft.digest() == sha256(data[:written])
     await draft.commit(SERDE)
     assert await read_draft(draft, 0, size) == data
     draft.close()
@@ -500,6 +501,16 @@ async def test_a_check_finds_nothing_wrong_with_a_good_blob(world: World) -> Non
     finding = await store.check(digest)
     assert finding is not None
     assert (finding.digest, finding.size_bytes, finding.fault) == (digest, 5000, None)
+
+
+async def test_a_check_is_not_a_use(world: World) -> None:
+    store = await world.start(Limits(250_000, 0))
+    old, new = await put(store, some_bytes(90_000, 1)), await put(store, some_bytes(90_000, 2))
+    assert await store.check(old) is not None
+    store = await world.restart(clean=False)
+    assert await store.check(old) is not None
+    await put(store, some_bytes(90_000, 3))
+    assert await listed(store) == {new, sha256(some_bytes(90_000, 3))}
 
 
 @pytest.mark.parametrize("bad", [b"", bytes(5000), some_bytes(4999), some_bytes(5001)])

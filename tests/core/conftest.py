@@ -7,6 +7,6 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("laws", derandomize=True, deadline=None)
 settings.register_profile(
-    "search", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "search", max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("laws")

@@ -132,13 +132,9 @@ class Holdfast:
         assert self._process.stdout is not None
         self._printed = _Printed(self._process.stdout)
         self._printed.start()
-        if not self._printed.serving.wait(_START_TIMEOUT_SECONDS):
+        if SERVING not in self._printed.until(SERVING):
             self.kill()
-            raise AssertionError(f"holdfast serve said nothing in time:\n{self.stderr}")
-        if SERVING not in self.stdout:
-            code = self._process.wait(_STOP_TIMEOUT_SECONDS)
-            self._process = None
-            raise AssertionError(f"holdfast serve exited with {code}:\n{self.stderr}")
+            raise AssertionError(f"holdfast serve did not start:\n{self.stderr}")
         return self
 
     def stop(self) -> None:
@@ -193,12 +189,15 @@ class Holdfast:
 
     @property
     def stdout(self) -> str:
-        """What the last process printed; all of it once that process has ended."""
-        if self._printed is None:
-            return ""
-        if self._process is None:
-            self._printed.join(_STOP_TIMEOUT_SECONDS)
-        return "".join(self._printed.lines)
+        """What the last process has printed so far."""
+        return "" if self._printed is None else self._printed.text
+
+    def printed_until(self, wanted: str) -> str:
+        """Wait until the process has printed `wanted`; return everything printed so far."""
+        assert self._printed is not None, "never started"
+        text = self._printed.until(wanted)
+        assert wanted in text, f"waited for {wanted!r}, saw:\n{text}"
+        return text
 
     @property
     def stderr(self) -> str:
@@ -263,21 +262,35 @@ class Holdfast:
 
 
 class _Printed(threading.Thread):
-    """Reads a process's standard output to its end, so that it never waits for a reader.
-
-    `serving` is set when the line has come that says where it serves, or none can come any more.
-    """
+    """Reads a process's standard output to its end, so that it never waits for a reader."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(daemon=True)
-        self.lines: list[str] = []
-        self.serving = threading.Event()
         self._stream = stream
+        self._changed = threading.Condition()
+        self._text = ""
+        self._ended = False
+
+    @property
+    def text(self) -> str:
+        """What has been printed so far."""
+        with self._changed:
+            return self._text
 
     def run(self) -> None:
         with self._stream:
             for line in self._stream:
-                self.lines.append(line)
-                if SERVING in line:
-                    self.serving.set()
-        self.serving.set()
+                with self._changed:
+                    self._text += line
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def until(self, wanted: str) -> str:
+        """Wait for a line with `wanted`, or the end; return everything up to now."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: wanted in self._text or self._ended, _START_TIMEOUT_SECONDS
+            )
+            return self._text
