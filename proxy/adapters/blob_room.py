@@ -81,7 +81,7 @@ class Room:
                     self._ledger.note_use(digest)
                 if not unlinked.freed:
                     break
-                blobs += len(unlinked.freed)
+                blobs += sum(1 for freed in unlinked.freed.values() if freed)
                 freed_bytes += sum(unlinked.freed.values())
                 won_bytes = freed_bytes
                 if over.reason == "max_size":

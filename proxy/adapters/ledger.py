@@ -13,6 +13,7 @@ order of use. Names outlive their blobs: that an index once named a digest stays
 Everything here blocks, belongs in one thread, and raises sqlite3.Error.
 """
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Final
 from proxy.adapters.ledger_file import (
     OpenedLedger,
     begin_ledger_anew,
+    is_damage,
     ledger_in_memory,
     open_ledger,
 )
@@ -58,26 +60,30 @@ class Totals:
 class Ledger:
     """The rows. `is_lasting` is false while they live in memory alone; `trouble` says why."""
 
-    def __init__(self, path: Path, *, lasting: bool = True) -> None:
+    def __init__(self, path: Path, *, stopped_cleanly: bool, lasting: bool) -> None:
         self._path = path
+        self.trouble: sqlite3.Error | None = None
         if lasting:
             self._take(open_ledger(path))
         else:
             self._take(OpenedLedger(ledger_in_memory(), is_lasting=False))
-        self.epoch = self._meta("epoch")
+        try:
+            self._begin(stopped_cleanly=stopped_cleanly)
+        except sqlite3.Error as error:
+            # Rows whose epoch could not be ended must not be believed.
+            self._db.close()
+            if is_damage(error):
+                self._take(begin_ledger_anew(path))
+            else:
+                self._take(OpenedLedger(ledger_in_memory(), is_lasting=False))
+            self.trouble = error
+            self._begin(stopped_cleanly=stopped_cleanly)
 
     def start_over(self) -> None:
         """Move a damaged database aside and begin with an empty one, in the same epoch."""
         self._db.close()
         self._take(begin_ledger_anew(self._path))
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (self.epoch,))
-
-    def next_epoch(self) -> None:
-        """Distrust every row there is until its blob is hashed, and have the blobs counted."""
-        with self._transaction():
-            self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
-            self._db.execute("UPDATE meta SET value = 0 WHERE key = 'surveyed'")
-        self.epoch = self._meta("epoch")
 
     def close(self) -> None:
         """Write out and close."""
@@ -205,6 +211,13 @@ class Ledger:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+    def _begin(self, *, stopped_cleanly: bool) -> None:
+        if not stopped_cleanly:
+            with self._transaction():
+                self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+                self._db.execute("UPDATE meta SET value = 0 WHERE key = 'surveyed'")
+        self.epoch = self._meta("epoch")
 
     def _take(self, opened: OpenedLedger) -> None:
         self._db = opened.db

@@ -56,14 +56,13 @@ class LedgerThread:
     async def open(self, *, stopped_cleanly: bool, lasting: bool) -> None:
         """Open the database, whatever state it is in, or one in memory. Never raises."""
         ledger = await self._threads.run(
-            "opening the ledger", partial(Ledger, self._path, lasting=lasting)
+            "opening the ledger",
+            partial(Ledger, self._path, stopped_cleanly=stopped_cleanly, lasting=lasting),
         )
         self._ledger = ledger
         if ledger.trouble is not None:
             self._observer.observe(StoreFailed("opening the ledger", reason_of(ledger.trouble)))
         try:
-            if not stopped_cleanly:
-                await self._run("opening the ledger", Ledger.next_epoch)
             self._last_use_us = await self._run("opening the ledger", Ledger.last_use_us)
             self.totals = await self._run("opening the ledger", Ledger.totals)
             surveyed = await self._run("opening the ledger", Ledger.is_surveyed)

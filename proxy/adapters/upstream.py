@@ -101,6 +101,7 @@ class HttpUpstream(Upstream):
                     return Absent(response.status)
                 self._require_ok(response)
                 self._refuse_html(response, path)
+                self._require_an_end(response, path)
                 body = await self._read(response, self._terms.index_max_bytes)
         except TimeoutError:
             raise self._timed_out() from None
@@ -224,6 +225,16 @@ class HttpUpstream(Upstream):
     def _refuse_html(self, response: aiohttp.ClientResponse, path: str) -> None:
         if response.content_type in ("text/html", "application/xhtml+xml"):
             raise Misbehaved(f"{self.name} sent a web page in place of {path}")
+
+    def _require_an_end(self, response: aiohttp.ClientResponse, path: str) -> None:
+        """Refuse a body that ends where the connection does: nobody can tell it from half of one.
+
+        A content coding has an end of its own (RFC 9112 section 6.3, item 8).
+        """
+        framed = response.headers.get("Transfer-Encoding", "").lower().endswith("chunked")
+        coded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+        if response.content_length is None and not framed and not coded:
+            raise Misbehaved(f"{self.name} sent {path} without saying how long it is")
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         parts = [part async for part in self.decoded(response, max_bytes, _INDEX_TIMEOUT_S)]

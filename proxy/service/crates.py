@@ -102,6 +102,9 @@ class Crates:
             served = await self._bring(source, named, digest)
         if isinstance(served, NoSuchCrate):
             return served
+        if served.how is How.HIT:
+            await served.aclose()
+            return None
         offset = 0
         try:
             while chunk := await served.body.read(offset):
@@ -146,7 +149,6 @@ class Crates:
 
     async def _bring(self, source: Source, named: Named, digest: str) -> CrateServed | NoSuchCrate:
         key = (source.name, digest)
-        url: str | None = None
         while True:
             landing = self._landings.get(key)
             blob = await self._blobs.open(digest)
@@ -154,17 +156,16 @@ class Crates:
                 self._blobs.note_named(digest, named)
                 return CrateServed(blob, digest, How.HIT, seekable=True)
             download = self._downloads.get(key)
-            if download is None:
-                self._refuse_known_mismatch(key)
-                url = url or await self._url(source, named, digest)
-                download = self._downloads.get(key)
             if download is not None:
                 return await self._join(source, named, digest, download, How.COALESCED)
+            self._refuse_known_mismatch(key)
+            url = await self._url(source, named, digest)
+            if key in self._downloads or self._landings.get(key) != landing:
+                continue  # somebody else has begun meanwhile, or even ended
             if self._is_unstorable(key):
                 return await self._pass(source, named, digest, url)
-            if self._landings.get(key) == landing:
-                download = self._begin(source, named, digest, url)
-                return await self._join(source, named, digest, download, How.MISS)
+            download = self._begin(source, named, digest, url)
+            return await self._join(source, named, digest, download, How.MISS)
 
     async def _url(self, source: Source, named: Named, digest: str) -> str:
         config = await self._configs.get(source)

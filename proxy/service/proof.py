@@ -30,5 +30,5 @@ def disproven(
             expected=expected,
             actual=actual,
         )
-    source.note_failure(Kind.CRATE, subject, failure)
+    source.note_failure(Kind.CRATE, subject, failure, news=False)
     return failure

@@ -26,7 +26,11 @@ CLIENT_PATIENCE_S: Final = 18.0
 
 @dataclass(slots=True)
 class Source:
-    """An upstream with its terms. One per configured upstream, shared by all registries."""
+    """An upstream with its terms. One per configured upstream, shared by all registries.
+
+    `health` is of its index, and decides whether copies are served without waiting; `crate_health`
+    is of its crates, and only keeps the log from repeating itself.
+    """
 
     upstream: Upstream
     terms: Terms
@@ -34,6 +38,7 @@ class Source:
     observer: Observer
     offline: bool = False
     health: UpstreamHealth = field(default_factory=UpstreamHealth)
+    crate_health: UpstreamHealth = field(default_factory=UpstreamHealth)
     budget: RetryBudget = field(default_factory=RetryBudget)
 
     @property
@@ -81,7 +86,7 @@ class Source:
             else:
                 now = self.clock.monotonic()
                 self._asked(kind, _outcome_of(answer), now - begun, received_bytes(answer))
-                self._answered(now)
+                self._answered(kind, now)
                 return answer
 
     def _delay(
@@ -89,29 +94,48 @@ class Source:
     ) -> float | None:
         if has_copy and failure.failing:
             return None
+        if failure.transient and failure.received_bytes and number == 1:
+            # It was answering, and broke off: no sign of an upstream that must be spared.
+            return 0.0
         delay = delay_before_retry(
             failure, attempt=number, jitter=self.clock.jitter(), remaining_s=remaining_s
         )
         return delay if delay is not None and self.budget.withdraw() else None
 
-    def note_failure(self, kind: Kind, subject: str, failure: UpstreamFailure) -> None:
-        """Take note of a failure outside `ask`: a body that broke off, a document not believed."""
-        self._gave_up(kind, subject, failure, has_copy=False)
+    def note_failure(
+        self, kind: Kind, subject: str, failure: UpstreamFailure, *, news: bool = True
+    ) -> None:
+        """Take note of a failure outside `ask`: a body that broke off, a document not believed.
+
+        `news` is False where another event has told of it.
+        """
+        self._gave_up(kind, subject, failure, has_copy=False, news=news)
 
     def _gave_up(
-        self, kind: Kind, subject: str, failure: UpstreamFailure, *, has_copy: bool
+        self,
+        kind: Kind,
+        subject: str,
+        failure: UpstreamFailure,
+        *,
+        has_copy: bool,
+        news: bool = True,
     ) -> None:
-        news = True
         if failure.failing:
-            news = self.health.failing_since is None
-            self.health.failed(self.clock.monotonic())
+            health = self._health_of(kind)
+            news = news and health.failing_since is None
+            health.failed(self.clock.monotonic())
         self.observer.observe(
             UpstreamFailed(self.name, kind, subject, str(failure), served_stale=has_copy, news=news)
         )
 
-    def _answered(self, now: float) -> None:
-        failing_for = self.health.answered(now)
-        if failing_for is not None:
+    def _health_of(self, kind: Kind) -> UpstreamHealth:
+        """Crates and the web API are often on other hosts: their trouble makes no index stale."""
+        return self.health if kind in (Kind.INDEX, Kind.CONFIG) else self.crate_health
+
+    def _answered(self, kind: Kind, now: float) -> None:
+        health = self._health_of(kind)
+        failing_for = health.answered(now)
+        if failing_for is not None and health is self.health:
             self.observer.observe(UpstreamRecovered(self.name, failing_for))
 
     def _asked(self, kind: Kind, outcome: str, duration_s: float, received: int) -> None:

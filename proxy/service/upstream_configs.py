@@ -11,6 +11,7 @@ from proxy.core import registry_config
 from proxy.core.answers import NO_VALIDATORS, Found, Snapshot
 from proxy.core.events import IntegrityFailed, Kind, StoreFailed
 from proxy.core.failures import Misbehaved, StoreFailure, TimedOut, UpstreamFailure
+from proxy.core.freshness import PATIENCE_S
 from proxy.core.registry_config import NotARegistryConfig, RegistryConfig
 from proxy.ports import Clock, IndexStore, Observer
 from proxy.service.flights import Flights, outcome
@@ -29,6 +30,8 @@ class UpstreamConfigs:
         self._observer = observer
         self._flights: Flights[str, RegistryConfig] = Flights()
         self._known: dict[str, tuple[RegistryConfig, float]] = {}
+        # What was stored before the start: good enough when patience runs out, and not before.
+        self._unconfirmed: dict[str, RegistryConfig] = {}
 
     async def get(self, source: Source) -> RegistryConfig:
         """Return the upstream's configuration, a few minutes old at most while it answers.
@@ -41,14 +44,19 @@ class UpstreamConfigs:
         task, _ = self._flights.join(source.name, lambda: self._fetch(source))
         if known is not None:
             return known[0]
-        try:
-            return await outcome(task, CLIENT_PATIENCE_S)
-        except TimeoutError:
-            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+        for patience_s in (PATIENCE_S, CLIENT_PATIENCE_S - PATIENCE_S):
+            try:
+                return await outcome(task, patience_s)
+            except TimeoutError:
+                stored = self._unconfirmed.get(source.name)
+                if stored is not None:
+                    return stored
+        raise TimedOut(f"{source.name} did not answer in time; try again")
 
     def forget(self, upstream: str) -> None:
         """Ask again at the next need."""
         self._known.pop(upstream, None)
+        self._unconfirmed.pop(upstream, None)
 
     async def close(self) -> None:
         """End what is running."""
@@ -56,6 +64,8 @@ class UpstreamConfigs:
 
     async def _fetch(self, source: Source) -> RegistryConfig:
         config = await self._stored(source)
+        if config is not None:
+            self._unconfirmed[source.name] = config
         try:
             config = await self._asked(source, has_copy=config is not None)
         except UpstreamFailure:

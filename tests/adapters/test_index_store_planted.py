@@ -316,6 +316,17 @@ async def test_a_symbolic_link_is_not_followed(world: World, suffix: str) -> Non
     assert world.moved_aside == ["index.corrupt-1"]
 
 
+async def test_a_sound_gzip_of_another_body_of_the_same_length_is_a_miss(world: World) -> None:
+    assert SNAPSHOT.body is not None
+    forged = write_body(SNAPSHOT.body.replace(b"serde", b"ferde"), BodyRef.of(SNAPSHOT.body))
+    with world.database() as database:
+        database.execute("UPDATE Cache SET value = ? WHERE key = 'b:crates-io/serde'", (forged,))
+    async with world.store() as store:
+        assert await store.get("crates-io", "serde") is None
+        assert await store.get("crates-io", "rand") == SNAPSHOT
+    assert [event.subject for event in world.recorder.of(IntegrityFailed)] == ["crates-io/serde"]
+
+
 async def test_a_bomb_inflates_no_further_than_its_metadata_says(world: World) -> None:
     bomb = write_body(bytes(50 * 2**20), BodyRef.of(SNAPSHOT.body or b""))
     with world.database() as database:

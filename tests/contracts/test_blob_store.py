@@ -1,9 +1,6 @@
 """What every blob store keeps, the fake and the real: the page of `proxy.ports.BlobStore`."""
 
 import asyncio
-import hashlib
-import random
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,19 +10,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.adapters.blob_store import FileBlobStore
 from proxy.core.events import Evicted, IntegrityFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits, on_disk
-from proxy.ports import Blob, BlobStore, Draft, Named
+from proxy.ports import BlobStore, Draft, Named
 from tests.world.blob_store import MemoryBlobStore
+from tests.world.blobs import (
+    BLOCK,
+    ROOMY,
+    SERDE,
+    BlobDisk,
+    held,
+    listed,
+    put,
+    read_to_end,
+    sha256,
+    some_bytes,
+)
 from tests.world.clock import ManualClock
 from tests.world.observer import Recorder
 from tests.world.scratch import scratch_directory
 
-SERDE = Named("crates-io", "serde", "1.0.0")
-ROOMY = Limits(max_size_bytes=1 << 30, min_free_bytes=0)
-BLOCK = 256 * 1024
 SIZES = [0, 1, 4096, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 17]
 
 A_FEW = settings(
@@ -72,48 +77,28 @@ class MemoryWorld:
 
 
 class DiskWorld:
-    """A store that dies leaves a copy of its directory as it was in that moment."""
-
     def __init__(self, root: Path, memory_bytes: int) -> None:
-        self.recorder, self.clock = Recorder(), ManualClock()
-        self.root, self.memory_bytes, self.limits = root, memory_bytes, ROOMY
-        self.directories = 0
-        self.stores: list[FileBlobStore] = []
-
-    @property
-    def directory(self) -> Path:
-        return self.root / str(self.directories)
+        self.disk, self.memory_bytes, self.limits = BlobDisk(root), memory_bytes, ROOMY
+        self.recorder, self.clock = self.disk.recorder, self.disk.clock
 
     async def start(self, limits: Limits = ROOMY) -> BlobStore:
-        await self.stop()
+        await self.disk.close()
+        self.disk.wipe()
         self.limits = limits
-        self.directories += 1
         return await self._open()
 
     async def restart(self, *, clean: bool) -> BlobStore:
         if clean:
-            await self.stores.pop().close()
+            await self.disk.close()
         else:
-            died = self.directory
-            self.directories += 1
-            shutil.copytree(died, self.directory)
+            self.disk.die()
         return await self._open()
 
     def spoil(self, digest: str, data: bytes) -> None:
-        path = self.directory / "blobs" / "sha256" / digest[:2] / digest[2:4] / digest
-        path.write_bytes(data)
-
-    async def stop(self) -> None:
-        while self.stores:
-            await self.stores.pop().close()
+        self.disk.plant(data, digest)
 
     async def _open(self) -> BlobStore:
-        store = FileBlobStore(
-            self.directory, self.limits, self.recorder, self.clock, self.memory_bytes
-        )
-        await store.open_store()
-        self.stores.append(store)
-        return store
+        return await self.disk.open(limits=self.limits, memory_bytes=self.memory_bytes)
 
 
 @pytest.fixture(params=["memory", "disk", "disk, all of it cached"])
@@ -122,32 +107,9 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
         yield MemoryWorld()
         return
     with scratch_directory() as directory:
-        disk = DiskWorld(directory, 0 if request.param == "disk" else 64 << 20)
-        yield disk
-        await disk.stop()
-
-
-def some_bytes(size: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-async def put(store: BlobStore, data: bytes, named: Named = SERDE) -> str:
-    draft = await store.draft(len(data))
-    await draft.write(data)
-    await draft.commit(named)
-    draft.close()
-    return sha256(data)
-
-
-async def read_to_end(blob: Blob, start: int = 0) -> bytes:
-    data = b""
-    while piece := await blob.read(start + len(data)):
-        data += piece
-    return data
+        world = DiskWorld(directory, 0 if request.param == "disk" else 64 << 20)
+        yield world
+        await world.disk.close()
 
 
 async def read_draft(draft: Draft, start: int, stop: int) -> bytes:
@@ -158,22 +120,6 @@ async def read_draft(draft: Draft, start: int, stop: int) -> bytes:
         data += piece
     assert await draft.read(stop, stop) == b""
     return data
-
-
-async def held(store: BlobStore, digest: str) -> bytes | None:
-    blob = await store.open(digest)
-    if blob is None:
-        return None
-    data = await read_to_end(blob)
-    assert blob.size_bytes == len(data)
-    blob.close()
-    return data
-
-
-async def listed(store: BlobStore) -> set[str]:
-    digests = [digest async for digest in store.digests()]
-    assert len(set(digests)) == len(digests)
-    return set(digests)
 
 
 async def still_refused(write: Callable[[], Awaitable[None]]) -> None:

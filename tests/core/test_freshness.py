@@ -18,8 +18,6 @@ from proxy.core.answers import (
 )
 from proxy.core.freshness import (
     NEGATIVE_FRESH_S,
-    OLDER_COPY_REFUSED_S,
-    PATIENCE_S,
     Ask,
     Learned,
     Plan,
@@ -50,7 +48,7 @@ PURGED = replace(HELD, confirmed_at=0.0)
 
 HIT = Serve(stale=False, refresh=False)
 STALE = Serve(stale=True, refresh=True)
-ASK_PATIENTLY = Ask(LATE, PATIENCE_S)
+ASK_PATIENTLY = Ask(LATE, patience_s=2.0)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +64,7 @@ ASK_PATIENTLY = Ask(LATE, PATIENCE_S)
         (9.9, INTERNAL, HIT, HIT, HIT),
         (10, INTERNAL, ASK_PATIENTLY, ASK_PATIENTLY, STALE),
         (9999 * DAY, FOR_EVER, ASK_PATIENTLY, ASK_PATIENTLY, STALE),
+        (0, Terms(0, 60, 60), STALE, ASK_PATIENTLY, STALE),
         # A clock that jumped back: stale, and of use.
         (-1, PUBLIC, ASK_PATIENTLY, ASK_PATIENTLY, STALE),
         (-DAY, INTERNAL, ASK_PATIENTLY, ASK_PATIENTLY, STALE),
@@ -304,11 +303,12 @@ def test_a_copy_that_cannot_be_told_to_be_older_replaces_what_is_held(
 
 
 OLDER = Found(b"old", EARLY)
+QUARTER_OF_AN_HOUR = 900.0
 
 
-@given(st.lists(st.floats(0, 2 * OLDER_COPY_REFUSED_S), min_size=1, max_size=12).map(sorted))
-@example([0.0, OLDER_COPY_REFUSED_S])
-@example([0.0, OLDER_COPY_REFUSED_S - 0.5])
+@given(st.lists(st.floats(0, 2 * QUARTER_OF_AN_HOUR), min_size=1, max_size=12).map(sorted))
+@example([0.0, QUARTER_OF_AN_HOUR])
+@example([0.0, QUARTER_OF_AN_HOUR - 0.5])
 def test_an_older_copy_is_refused_for_a_quarter_of_an_hour_and_then_accepted(
     offers: list[float],
 ) -> None:
@@ -316,7 +316,7 @@ def test_an_older_copy_is_refused_for_a_quarter_of_an_hour_and_then_accepted(
     for offer in offers:
         learned = learn(held, OLDER, T + offer)
         assert learned.snapshot is not None
-        if offer - offers[0] < OLDER_COPY_REFUSED_S:
+        if offer - offers[0] < QUARTER_OF_AN_HOUR:
             assert learned.turn is Turn.OLDER_REFUSED
             assert learned.snapshot.body == HELD.body
             assert learned.snapshot.validators == HELD.validators
@@ -337,12 +337,12 @@ def test_a_jumping_clock_neither_hastens_nor_forbids_an_older_copy(offers: list[
         learned = learn(held, OLDER, T + offer)
         assert learned.snapshot is not None
         if learned.turn is Turn.OLDER_ACCEPTED:
-            assert min(refusals) <= offer - OLDER_COPY_REFUSED_S
+            assert min(refusals) <= offer - QUARTER_OF_AN_HOUR
             return
         held = learned.snapshot
         refusals.append(offer)
     # However the clock jumped, a quarter of an hour from now is enough.
-    last = T + offers[-1] + OLDER_COPY_REFUSED_S
+    last = T + offers[-1] + QUARTER_OF_AN_HOUR
     assert learn(held, OLDER, last).turn is Turn.OLDER_ACCEPTED
 
 

@@ -20,6 +20,15 @@ def test_after_a_failure_nobody_waits_for_two_seconds() -> None:
     assert not health.is_failing(102.0)
 
 
+def test_a_clock_that_has_just_begun_is_a_clock() -> None:
+    health = UpstreamHealth()
+    for now in (0.0, 3.0):
+        health.failed(now)
+        assert health.is_failing(now + 1.9)
+        assert not health.is_failing(now + 2.0)
+        health.answered(now + 2.5)
+
+
 def test_each_failure_of_a_new_attempt_doubles_the_time_up_to_half_a_minute() -> None:
     health = UpstreamHealth()
     now, blocks = 100.0, []

@@ -130,6 +130,19 @@ def test_a_budget_does_not_grow_beyond_its_ceiling() -> None:
     assert [budget.withdraw() for _ in range(3)] == [True, True, False]
 
 
+def test_an_upstream_may_be_given_32_retries_at_once_and_one_for_ten_requests() -> None:
+    budget = RetryBudget()
+    budget.deposit()
+    assert [budget.withdraw() for _ in range(33)] == [True] * 32 + [False]
+    for _ in range(9):
+        budget.deposit()
+    assert not budget.withdraw()
+    # Tenths do not add up exactly.
+    for _ in range(2):
+        budget.deposit()
+    assert budget.withdraw()
+
+
 @given(st.lists(st.booleans(), max_size=300))
 def test_retries_are_a_tenth_of_the_requests_and_a_few_to_begin_with(asked: list[bool]) -> None:
     budget = RetryBudget()

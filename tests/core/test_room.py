@@ -46,6 +46,7 @@ def test_a_file_takes_less_than_a_block_too_much(size: int) -> None:
         (Usage(500, 101, 300), 100, Excess(1 + 20, "min_free")),
         (Usage(990, 0, 200), 110, Excess(100 + 20, "max_size")),
         (Usage(990, 0, 100), 110, Excess(110 + 20, "min_free")),
+        (Usage(1000, 0, 100), 110, Excess(110 + 20, "max_size")),
     ],
 )
 def test_a_thousand_bytes_and_a_hundred_to_stay_free(

@@ -25,7 +25,7 @@ from proxy.core.events import (
     UpstreamFailed,
     UpstreamRecovered,
 )
-from proxy.core.failures import NoSuchCrate
+from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
 from proxy.service.crates import Crates, CrateServed
@@ -33,7 +33,6 @@ from proxy.service.indexes import IndexAbsent, Indexes, IndexServed
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
 from tests.service.trouble import TroubledBlobStore, TroubledIndexStore, TroubledStateStore
-from tests.world.blob_store import ROOMY
 from tests.world.clock import ManualClock
 from tests.world.crates import Package
 from tests.world.observer import Recorder
@@ -45,7 +44,7 @@ INTERNAL = Terms(fresh_for_s=10.0, stale_while_revalidate_s=0.0, stale_if_error_
 KIBIBYTE = 1024
 # Well over what is held back, so that it flows before it is proven.
 LARGE_BYTES = 300 * KIBIBYTE
-INDEX_PATHS = "/index/??/*"
+ROOMY = Limits(max_size_bytes=1 << 30, min_free_bytes=0)
 
 
 class Storyteller(Recorder):
@@ -162,6 +161,7 @@ class Scene:
         async with asyncio.timeout(600):
             while self.indexes.flights or self.crates.flights:
                 await asyncio.sleep(0.01)
+        await turns()
 
     async def index(
         self, name: str, *, insisting: bool = False, source: Source | None = None
@@ -261,6 +261,17 @@ async def drained(served: CrateServed, offset: int = 0) -> bytes:
         parts.append(chunk)
         offset += len(chunk)
     return b"".join(parts)
+
+
+async def cut_short(served: CrateServed) -> tuple[bytes, UpstreamFailure | StoreFailure]:
+    """Read a body that must break off: return what came of it, and what it broke off with."""
+    got = b""
+    try:
+        while chunk := await served.body.read(len(got)):
+            got += chunk
+    except (UpstreamFailure, StoreFailure) as failure:
+        return got, failure
+    raise AssertionError("the body ended as if it were whole")
 
 
 @asynccontextmanager

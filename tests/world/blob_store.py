@@ -23,7 +23,6 @@ from proxy.ports import (
     Observer,
 )
 
-ROOMY = Limits(max_size_bytes=1 << 30, min_free_bytes=0)
 _BLOCK_BYTES = 256 * 1024
 _STEP_BYTES = 256 * 1024
 

@@ -142,3 +142,13 @@ def test_an_older_copy_can_be_served_again(registry: Registry, upstream: Registr
     response, body = ask(upstream, SERDE_INDEX)
     assert body.count(b"\n") == 1
     assert response.headers["ETag"] == older.etag
+
+
+def test_a_throttled_body_arrives_in_slices_and_whole(
+    registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE)
+    body = registry.index("serde")
+    tap = upstream.throttle("/index/*", slice_bytes=50, pause_seconds=0.001)
+    assert ask(upstream, SERDE_INDEX)[1] == body
+    tap.wait_for(-(-len(body) // 50))
