@@ -215,7 +215,8 @@ class FileDraft(Draft):
         if shared is not None and shared[:2] == (start, stop):
             return shared[2]
         data = bytes(memoryview(tail)[start : min(stop, start + BLOCK_BYTES)])
-        self._shared_slice = start, stop, data
+        if stop <= len(tail):
+            self._shared_slice = start, stop, data
         return data
 
     def _let_go(self, _: object = None) -> None:

@@ -34,14 +34,18 @@ _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NEW_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
+Identity = tuple[int, int]
+"""What tells a file from all others that exist at the same time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A descriptor and what the file system says of it. `identity` tells files apart."""
+    """A descriptor and what the file system says of it."""
 
     fd: int
     size_bytes: int
     modified_at: float
-    identity: tuple[int, int]
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +149,18 @@ class BlobFiles:
         """Remove a draft file."""
         (self._drafts / name).unlink(missing_ok=True)
 
-    def place(self, name: str, digest: str) -> None:
+    def place(self, name: str, digest: str) -> Identity:
         """Give a draft file its place as a blob, replacing whatever is there."""
         target = self._place(digest)
+        found = (self._drafts / name).lstat()
         try:
             (self._drafts / name).rename(target)
         except FileNotFoundError:
             _make_folders(target.parent)
             (self._drafts / name).rename(target)
+        return found.st_dev, found.st_ino
 
-    def place_bytes(self, data: bytes, digest: str) -> None:
+    def place_bytes(self, data: bytes, digest: str) -> Identity:
         """Make a blob of `data`; leaves nothing behind if that fails."""
         name, opened = self.begin()
         try:
@@ -162,7 +168,7 @@ class BlobFiles:
                 write_at(opened.fd, 0, data)
             finally:
                 os.close(opened.fd)
-            self.place(name, digest)
+            return self.place(name, digest)
         except OSError:
             with contextlib.suppress(OSError):
                 self.drop(name)
@@ -179,7 +185,7 @@ class BlobFiles:
                 refused[digest] = error.strerror or type(error).__name__
         return Unlinked(freed, refused)
 
-    def set_aside(self, digest: str, identity: tuple[int, int]) -> None:
+    def set_aside(self, digest: str, identity: Identity) -> None:
         """Move a bad blob to the quarantine, unless another file has taken its place already."""
         place = self._place(digest)
         try:

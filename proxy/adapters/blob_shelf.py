@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from proxy.adapters.blob_files import BlobFiles, Opened, Unlinked, digest_of
+from proxy.adapters.blob_files import BlobFiles, Identity, Opened, Unlinked, digest_of
 from proxy.adapters.blocks import BlockCache, OpenFile
-from proxy.adapters.disk_threads import DiskThreads
+from proxy.adapters.disk_threads import DiskThreads, told
 from proxy.adapters.ledger_thread import LedgerThread
-from proxy.core.events import IntegrityFailed, StoreFailed
+from proxy.core.events import IntegrityFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.memory_tier import MemoryTier
 from proxy.ports import BlobFinding, Named, Observer
@@ -69,7 +69,8 @@ class BlobShelf:
         self._provers = DiskThreads("blob-proof", _PROVERS)
         self._openings: dict[str, _Opening] = {}
         self._open: dict[str, OpenFile] = {}
-        self._proven: MemoryTier[str, int] = MemoryTier(_PROVEN_REMEMBERED)
+        # Which file was proven, and at what length: a path alone may mean another one by now.
+        self._proven: MemoryTier[str, tuple[Identity, int]] = MemoryTier(_PROVEN_REMEMBERED)
         self._held: set[str] = set()
         self._let_go = asyncio.Event()
 
@@ -102,7 +103,7 @@ class BlobShelf:
         try:
             opened = await self._threads.run("opening a blob", partial(self._files.open, digest))
         except StoreFailure as failure:
-            self._observer.observe(StoreFailed("opening a blob", str(failure)))
+            self._observer.observe(told("opening a blob", failure))
             return None
         if opened is None:
             await self._found_missing(digest)
@@ -119,7 +120,7 @@ class BlobShelf:
 
     async def _prove(self, digest: str, opened: Opened) -> bool:
         """Tell whether a file is what it should be; quarantine it otherwise."""
-        if self._proven.get(digest) == opened.size_bytes:
+        if self._proven.get(digest) == (opened.identity, opened.size_bytes):
             return True
         try:
             size_bytes, is_proven = await self._ledger.proven_size(digest)
@@ -128,17 +129,18 @@ class BlobShelf:
         if size_bytes is not None and size_bytes != opened.size_bytes:
             await self._set_aside(digest, opened, *_sizes(size_bytes, opened.size_bytes))
             return False
-        if not is_proven:
+        # The row may be of a file that has just taken the place of this one.
+        if not is_proven or os.fstat(opened.fd).st_nlink == 0:
             try:
                 actual = await self._provers.run("hashing a blob", partial(digest_of, opened.fd))
             except StoreFailure as failure:
-                self._observer.observe(StoreFailed("hashing a blob", str(failure)))
+                self._observer.observe(told("hashing a blob", failure))
                 return False
             if actual != digest:
                 await self._set_aside(digest, opened, digest, actual)
                 return False
             await self._record(digest, opened)
-        self._proven.put(digest, opened.size_bytes, 1)
+        self._proven.put(digest, (opened.identity, opened.size_bytes), 1)
         return True
 
     async def _record(self, digest: str, opened: Opened) -> None:
@@ -180,7 +182,7 @@ class BlobShelf:
                 work = partial(self._files.place_bytes, data, digest)
             else:
                 work = partial(self._files.place, name, digest)
-            await self._threads.run("storing a blob", work)
+            identity = await self._threads.run("storing a blob", work)
             size_bytes = len(data) if file is None else file.size_bytes
             self._disown(digest)
             if file is not None:
@@ -188,7 +190,7 @@ class BlobShelf:
                 file.source = digest
                 self._open[digest] = file
             self._blocks.put_last(digest, data, size_bytes)
-            self._proven.put(digest, size_bytes, 1)
+            self._proven.put(digest, (identity, size_bytes), 1)
             try:
                 await self._ledger.put(digest, size_bytes, named)
             except StoreFailure:
@@ -219,7 +221,7 @@ class BlobShelf:
                 )
                 await self._ledger.forget([digest])
             except StoreFailure as failure:
-                self._observer.observe(StoreFailed("quarantining a blob", str(failure)))
+                self._observer.observe(told("quarantining a blob", failure))
 
     async def forget_missing(self, digests: Collection[str]) -> None:
         """Remove the rows of those blobs whose files are gone. Raises StoreFailure."""

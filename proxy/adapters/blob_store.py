@@ -31,9 +31,9 @@ from proxy.adapters.blob_shelf import BlobShelf
 from proxy.adapters.blob_survey import BlobSurvey
 from proxy.adapters.blocks import BlockCache, FileBlob, MemoryBlob
 from proxy.adapters.clean_stop import CleanStop
-from proxy.adapters.disk_threads import DiskThreads
+from proxy.adapters.disk_threads import DiskThreads, told
 from proxy.adapters.ledger_thread import LedgerThread
-from proxy.core.events import Evicted, StoreFailed
+from proxy.core.events import Evicted
 from proxy.core.failures import StoreFailure
 from proxy.core.names import is_sha256
 from proxy.core.room import Limits
@@ -74,6 +74,7 @@ class FileBlobStore(BlobStore):
         self._room = Room(
             limits,
             self._ledger,
+            self._threads,
             observer,
             measure_free=partial(self._threads.run, "measuring free space", self._files.free_bytes),
             remove=self._remove,
@@ -92,7 +93,7 @@ class FileBlobStore(BlobStore):
         except StoreFailure as failure:
             # The next start would believe the marker, and so must find no rows of this run.
             is_lasting = False
-            self._observer.observe(StoreFailed(_PREPARING, str(failure)))
+            self._observer.observe(told(_PREPARING, failure))
         await self._ledger.open(stopped_cleanly=was_clean, lasting=is_lasting)
         self._background = [
             asyncio.create_task(self._ledger.flush_regularly()),
@@ -108,6 +109,7 @@ class FileBlobStore(BlobStore):
         if self._is_closed:
             return
         self._is_closed = True
+        self._room.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -118,10 +120,10 @@ class FileBlobStore(BlobStore):
             if is_lasting:
                 await self._threads.run(
                     "marking a clean stop",
-                    partial(self._stop.mark, has_written=self._ledger.has_proven),
+                    partial(self._stop.mark, has_written=self._ledger.has_changed),
                 )
         except StoreFailure as failure:
-            self._observer.observe(StoreFailed("closing the blob store", str(failure)))
+            self._observer.observe(told("closing the blob store", failure))
         self._shelf.close()
         self._threads.close()
 
@@ -227,4 +229,4 @@ class FileBlobStore(BlobStore):
                 await self._survey.reconcile()
                 await self._room.make_room()
             except StoreFailure as failure:
-                self._observer.observe(StoreFailed("surveying the blobs", str(failure)))
+                self._observer.observe(told("surveying the blobs", failure))

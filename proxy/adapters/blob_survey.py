@@ -14,10 +14,9 @@ from typing import Final, TypeVar
 
 from proxy.adapters.blob_files import BlobFiles, Found
 from proxy.adapters.blob_shelf import BlobShelf
-from proxy.adapters.disk_threads import DiskThreads
+from proxy.adapters.disk_threads import DiskThreads, told
 from proxy.adapters.ledger import Row
 from proxy.adapters.ledger_thread import LedgerThread
-from proxy.core.events import StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.ports import Observer
 
@@ -51,13 +50,13 @@ class BlobSurvey:
         try:
             folders, strangers = await self._listed(self._files.folders)
         except StoreFailure as failure:
-            self._observer.observe(StoreFailed(_LISTING, str(failure)))
+            self._observer.observe(told(_LISTING, failure))
             return
         for folder in folders:
             try:
                 digests, beside = await self._listed(partial(self._files.digests, folder))
             except StoreFailure as failure:
-                self._observer.observe(StoreFailed(_LISTING, str(failure)))
+                self._observer.observe(told(_LISTING, failure))
                 continue
             strangers += beside
             for digest in digests:

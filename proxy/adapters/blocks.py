@@ -12,22 +12,24 @@ whoever still reads a removed file does not bring it back into memory under its 
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Final
 
-from proxy.adapters.blob_files import read_at
+from proxy.adapters.blob_files import Identity, read_at
 from proxy.adapters.disk_threads import DiskThreads
 from proxy.core.failures import StoreFailure
 from proxy.core.memory_tier import MemoryTier
 from proxy.ports import Blob
 
 BLOCK_BYTES: Final = 256 * 1024
-_OVERHEAD_BYTES: Final = 300
+_OVERHEAD_BYTES: Final = 400
 _CLOSED: Final = "reading a blob: it is closed"
 
 
-class _Block(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Block:
     data: bytes
     is_all: bool
 
@@ -46,7 +48,7 @@ class OpenFile:
         source: str,
         *,
         size_bytes: int,
-        identity: tuple[int, int] | None,
+        identity: Identity,
         on_last: Callable[["OpenFile"], None],
     ) -> None:
         self.fd = fd

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from proxy.core.events import StoreFailed
 from proxy.core.failures import StoreFailure
 
 T = TypeVar("T")
@@ -26,6 +27,14 @@ def reason_of(error: OSError | sqlite3.Error) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def told(doing: str, failure: StoreFailure) -> StoreFailed:
+    """Return the event of a failure, which says what was done only once."""
+    cause = failure.__cause__
+    if isinstance(cause, (OSError, sqlite3.Error)):
+        return StoreFailed(doing, reason_of(cause))
+    return StoreFailed(doing, str(failure))
 
 
 class DiskThreads:

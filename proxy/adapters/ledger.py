@@ -14,7 +14,7 @@ Everything here blocks, belongs in one thread, and raises sqlite3.Error.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,12 +133,12 @@ class Ledger:
                 [(bytes.fromhex(digest),) for digest in digests],
             )
 
-    def use(self, uses: Mapping[str, int]) -> None:
+    def use(self, uses: Iterable[tuple[str, int]]) -> None:
         """Record last uses, in microseconds; blobs unknown here stay so."""
         with self._transaction():
             self._db.executemany(
                 "UPDATE blobs SET last_used = ?1 WHERE digest = ?2 AND last_used < ?1",
-                [(used_us, bytes.fromhex(digest)) for digest, used_us in uses.items()],
+                [(used_us, bytes.fromhex(digest)) for digest, used_us in uses],
             )
 
     def note(self, names: Iterable[tuple[str, Named]]) -> None:

@@ -12,13 +12,12 @@ files must be surveyed.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
-from proxy.adapters.disk_threads import DiskThreads, reason_of
+from proxy.adapters.disk_threads import DiskThreads, reason_of, told
 from proxy.adapters.ledger import Ledger, Row, Totals
 from proxy.adapters.ledger_file import is_damage
 from proxy.core.events import StoreFailed
@@ -50,7 +49,7 @@ class LedgerThread:
         self._flushing = asyncio.Lock()
         self._full = asyncio.Event()
         self.totals = Totals()
-        self.has_proven = False
+        self.has_changed = False
         self.doubted = asyncio.Event()
 
     async def open(self, *, stopped_cleanly: bool, lasting: bool) -> None:
@@ -82,7 +81,7 @@ class LedgerThread:
             await self.flush()
         finally:
             if self._ledger is not None:
-                self._threads.soon(self._ledger.close)
+                await self._run("closing the ledger", Ledger.close)
             self._threads.close()
 
     def note_use(self, digest: str) -> int:
@@ -122,16 +121,15 @@ class LedgerThread:
                 await self._clock.sleep(_FLUSH_EVERY_S)
 
     async def flush(self) -> None:
-        """Write what is noted. Raises StoreFailure, keeping what was not written."""
+        """Write what is noted by now. Raises StoreFailure, keeping what was not written."""
         async with self._flushing:
-            while self._uses:
-                uses = dict(islice(self._uses.items(), _SLICE))
-                await self._run("noting uses", partial(Ledger.use, uses=uses))
-                for digest, used_us in uses.items():
+            # Lists, because more is noted meanwhile, for ever if the store is busy.
+            for used in _slices(list(self._uses.items())):
+                await self._run("noting uses", partial(Ledger.use, uses=used))
+                for digest, used_us in used:
                     if self._uses.get(digest) == used_us:
                         del self._uses[digest]
-            while self._names:
-                names = list(islice(self._names, _SLICE))
+            for names in _slices(list(self._names)):
                 await self._run("noting names", partial(Ledger.note, names=names))
                 for name in names:
                     del self._names[name]
@@ -145,7 +143,6 @@ class LedgerThread:
 
     async def prove(self, digest: str, size_bytes: int, modified_at: float) -> None:
         """Record that a blob is proven, which is not a use of it."""
-        self.has_proven = True
         used_us = self.time_of_file(modified_at)
         await self._change(lambda ledger: ledger.prove(digest, size_bytes, used_us))
 
@@ -158,7 +155,6 @@ class LedgerThread:
 
     async def put(self, digest: str, size_bytes: int, named: Named) -> None:
         """Record a proven blob, used now."""
-        self.has_proven = True
         used_us = self.note_use(digest)
         await self._change(lambda ledger: ledger.put(digest, size_bytes, used_us, named))
         if self._uses.get(digest) == used_us:
@@ -192,8 +188,7 @@ class LedgerThread:
 
     async def adopt(self, rows: Sequence[Row]) -> None:
         """Record files found on the disk, as unproven."""
-        for start in range(0, len(rows), _SLICE):
-            part = rows[start : start + _SLICE]
+        for part in _slices(rows):
             await self._change(partial(Ledger.adopt, rows=part))
 
     async def mark_surveyed(self) -> None:
@@ -205,6 +200,7 @@ class LedgerThread:
             change(ledger)
             return ledger.totals()
 
+        self.has_changed = True
         self.totals = await self._run("writing the ledger", changed)
 
     async def _noted(self, query: Callable[[Ledger], list[T]]) -> list[T]:
@@ -232,5 +228,10 @@ class LedgerThread:
         try:
             return await self._threads.run(doing, guarded)
         except StoreFailure as failure:
-            self._observer.observe(StoreFailed(doing, str(failure)))
+            self._observer.observe(told(doing, failure))
             raise
+
+
+def _slices(entries: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(entries), _SLICE):
+        yield entries[start : start + _SLICE]

@@ -49,9 +49,9 @@ class Snapshot:
     """What we last learned of one index file. Times are seconds since the epoch.
 
     `body` is None for a tombstone: the file was there once, and its absence was confirmed.
-    `learned_at` is when this body came, `confirmed_at` when the upstream last stood by it (0 means
-    "ask before the next use": a soft purge). `older_since` is set while the upstream offers a copy
-    that is older than this one.
+    `learned_at` is when this body came, `confirmed_at` when the upstream last stood by it; a soft
+    purge makes that negative, which no clock finds fresh. `older_since` is set while the upstream
+    offers a copy that is older than this one.
     """
 
     body: bytes | None

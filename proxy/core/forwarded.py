@@ -106,16 +106,18 @@ def base_url(reached: Reached, rules: AddressRules) -> str:
 
 
 def client_address(reached: Reached, rules: AddressRules) -> str:
-    """Return the address of the client itself, for logs and limits."""
-    if is_trusted(reached.peer, rules) and reached.forwarded_for is not None:
-        for hop in reversed(reached.forwarded_for.split(",")):
-            try:
-                address = ip_address(hop.strip())
-            except ValueError:
-                break
-            if not is_trusted(address, rules):
-                return str(address)
-    return str(_unmapped(reached.peer)) if reached.peer is not None else "local"
+    """Return the address of the client itself, for logs and limits.
+
+    Where every hop is trusted, it is the first one: proxies and clients may share a network.
+    """
+    client = reached.peer
+    hops = reached.forwarded_for.split(",") if reached.forwarded_for is not None else []
+    while hops and is_trusted(client, rules):
+        try:
+            client = ip_address(hops.pop().strip())
+        except ValueError:
+            break
+    return str(_unmapped(client)) if client is not None else "local"
 
 
 def _is_host(text: str) -> bool:

@@ -69,9 +69,17 @@ def is_usable(snapshot: Snapshot | None, terms: Terms, now: float) -> bool:
     """
     if snapshot is None or snapshot.body is None:
         return False
-    # A soft purge sets confirmed_at to 0 and means "ask again", not "too old to be of use".
-    since = snapshot.confirmed_at or snapshot.learned_at
-    return now - since < terms.fresh_for_s + terms.stale_if_error_s
+    return age_s(snapshot, now) < terms.fresh_for_s + terms.stale_if_error_s
+
+
+def age_s(snapshot: Snapshot, now: float) -> float:
+    """Return the age of the upstream's last word on a snapshot; negative if it is of the future."""
+    return now - abs(snapshot.confirmed_at)
+
+
+def to_be_asked(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that is not fresh at any time, and as usable as before: a soft purge."""
+    return replace(snapshot, confirmed_at=-abs(snapshot.confirmed_at))
 
 
 def plan(

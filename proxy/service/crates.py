@@ -11,13 +11,11 @@ middle by a failing disk must not be cut there a second time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from proxy.core.events import How
-from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure, TimedOut
+from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure
 from proxy.core.freshness import NEGATIVE_FRESH_S
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
@@ -27,7 +25,7 @@ from proxy.service.download import Body, Download
 from proxy.service.indexes import Indexes
 from proxy.service.passthrough import Passage
 from proxy.service.rendered import Rendered
-from proxy.service.source import CLIENT_PATIENCE_S, Source
+from proxy.service.source import Source, patience
 from proxy.service.upstream_configs import UpstreamConfigs
 
 MISMATCH_REMEMBERED_S: Final = 60.0
@@ -90,7 +88,7 @@ class Crates:
     ) -> CrateServed | NoSuchCrate:
         """Find the bytes of a version. Raises UpstreamFailure, never for absence."""
         named = Named(source.name, crate, version)
-        async with _patience(source):
+        async with patience(source):
             digest = await self._digest(source, named, sha256)
             if isinstance(digest, NoSuchCrate):
                 return digest
@@ -98,7 +96,7 @@ class Crates:
 
     async def fetch(self, source: Source, named: Named, digest: str) -> NoSuchCrate | None:
         """Bring one blob in, for nobody in particular. Raises UpstreamFailure or StoreFailure."""
-        async with _patience(source):
+        async with patience(source):
             served = await self._bring(source, named, digest)
         if isinstance(served, NoSuchCrate):
             return served
@@ -259,16 +257,6 @@ class Crates:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _patience(source: Source) -> AsyncIterator[None]:
-    """Bound all of the waiting that a client is put to before its first byte."""
-    try:
-        async with asyncio.timeout(CLIENT_PATIENCE_S):
-            yield
-    except TimeoutError:
-        raise TimedOut(f"{source.name} did not answer in time; try again") from None
 
 
 def _choose(held: Rendered | None, named: Named, sha256: str | None) -> str | None:

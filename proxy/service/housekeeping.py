@@ -5,11 +5,11 @@ effect on the memory tiers too, and may run while requests are served.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.core.answers import Snapshot
 from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
+from proxy.core.freshness import to_be_asked
 from proxy.ports import BlobStore, BlobUsage, IndexStore, Named, StateStore, Tombstone
 from proxy.service.crates import Crates
 from proxy.service.indexes import Indexes
@@ -214,7 +214,7 @@ class Housekeeping:
         if soft:
             snapshot = await self._index_store.get(upstream, name)
             if snapshot is not None:
-                await self._index_store.confirm(upstream, name, _to_be_asked(snapshot))
+                await self._index_store.confirm(upstream, name, to_be_asked(snapshot))
                 result.index_files += 1
         elif await self._index_store.remove(upstream, name):
             result.index_files += name != CONFIG_FILE
@@ -242,7 +242,3 @@ class Housekeeping:
             index_memory_bytes=self._indexes.memory.used_bytes,
             tombstones=await self._state.tombstones(),
         )
-
-
-def _to_be_asked(snapshot: Snapshot) -> Snapshot:
-    return replace(snapshot, confirmed_at=0.0)

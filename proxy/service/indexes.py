@@ -21,7 +21,7 @@ from proxy.core.events import (
     OlderCopyRefused,
     StoreFailed,
 )
-from proxy.core.failures import Misbehaved, StoreFailure, TimedOut, UpstreamFailure
+from proxy.core.failures import Misbehaved, StoreFailure, UpstreamFailure
 from proxy.core.freshness import (
     NEGATIVE_FRESH_S,
     Ask,
@@ -40,7 +40,7 @@ from proxy.core.names import index_path
 from proxy.ports import Clock, IndexStore, Observer, StateStore
 from proxy.service.flights import Flights, outcome
 from proxy.service.rendered import Rendered, render, with_snapshot
-from proxy.service.source import CLIENT_PATIENCE_S, Source
+from proxy.service.source import Source, patience
 
 _NEGATIVES_MAX: Final = 10_000
 _OFF_LOOP_BYTES: Final = 64 * 1024
@@ -111,6 +111,12 @@ class Indexes:
 
         `insisting`: the request is conditional, or comes from a client that asked so of late.
         """
+        async with patience(source):
+            return await self._answer(source, name, insisting=insisting)
+
+    async def _answer(
+        self, source: Source, name: str, *, insisting: bool
+    ) -> IndexServed | IndexAbsent:
         key = (source.name, name)
         if self._is_known_absent(key):
             return IndexAbsent(How.NEGATIVE)
@@ -147,10 +153,9 @@ class Indexes:
     ) -> IndexServed | IndexAbsent:
         task, began = self._ask(source, name)
         try:
-            landed = await outcome(task, CLIENT_PATIENCE_S if patience_s is None else patience_s)
+            landed = await outcome(task, patience_s)
         except TimeoutError:
-            if held is None or patience_s is None:
-                raise TimedOut(f"{source.name} did not answer in time; try again") from None
+            assert held is not None, "patience is for who has something to fall back on"
             return IndexServed(held, How.STALE, may_confirm=False)
         except UpstreamFailure:
             if held is None or not is_usable(held.snapshot, source.terms, self._clock.now()):
@@ -172,14 +177,14 @@ class Indexes:
         return rendered
 
     async def refreshed(self, source: Source, name: str) -> Rendered | None:
-        """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure."""
+        """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure.
+
+        How long to wait is the caller's word.
+        """
         if self._is_known_absent((source.name, name)):
             return None
         task, _ = self._ask(source, name)
-        try:
-            landed = await outcome(task, CLIENT_PATIENCE_S)
-        except TimeoutError:
-            raise TimedOut(f"{source.name} did not answer in time; try again") from None
+        landed = await outcome(task, None)
         return landed.rendered
 
     async def _held(self, key: Key) -> tuple[Rendered | None, Snapshot | None]:

@@ -4,13 +4,15 @@ Asking with patience is here too: the retry loop, which every request to an upst
 and which alone feeds health, retry budget and the events about requests.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from proxy.core.answers import Absent, Found, Unchanged
 from proxy.core.events import Kind, UpstreamAsked, UpstreamFailed, UpstreamRecovered
-from proxy.core.failures import UpstreamFailure
+from proxy.core.failures import TimedOut, UpstreamFailure
 from proxy.core.freshness import Terms
 from proxy.core.health import UpstreamHealth
 from proxy.core.retry import RetryBudget, delay_before_retry
@@ -140,6 +142,19 @@ class Source:
 
     def _asked(self, kind: Kind, outcome: str, duration_s: float, received: int) -> None:
         self.observer.observe(UpstreamAsked(self.name, kind, outcome, duration_s, received))
+
+
+@asynccontextmanager
+async def patience(source: Source) -> AsyncIterator[None]:
+    """Bound all that a client waits for before its first byte, our own disk included.
+
+    Raises TimedOut; what flights there are go on for the next client.
+    """
+    try:
+        async with asyncio.timeout(CLIENT_PATIENCE_S):
+            yield
+    except TimeoutError:
+        raise TimedOut(f"{source.name} did not answer in time; try again") from None
 
 
 def _outcome_of(answer: object) -> str:

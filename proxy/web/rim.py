@@ -27,6 +27,7 @@ from proxy.core.forwarded import (
     client_address,
     is_trusted,
 )
+from proxy.core.freshness import age_s
 from proxy.ports import Clock, Observer
 from proxy.service.api import Api
 from proxy.service.crates import Crates
@@ -187,7 +188,7 @@ class Rim:
             rendered, how, may_confirm = served.rendered, served.how, served.may_confirm
         seen.how = how
         response = replies.index_file(request, rendered, how, may_confirm=may_confirm)
-        age = self._clock.now() - rendered.snapshot.confirmed_at
+        age = age_s(rendered.snapshot, self._clock.now())
         self._observer.observe(IndexSent(max(0.0, age)))
         seen.sent_bytes = _sent_bytes(request, response)
         return response

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -221,6 +222,7 @@ async def test_a_cache_that_is_deleted_under_a_running_store_is_begun_anew(disk:
     assert await listed(store) == {after, large}
 
 
+ROOT = Path(__file__).parents[2]
 GARBAGE = {
     "garbage": some_bytes(20_000),
     "text": b"<html>not a database</html>",
@@ -276,6 +278,27 @@ async def test_a_database_that_is_no_ledger_of_ours_is_moved_aside(
     await until(store, lambda usage: usage.blobs == 1)
     assert await held(store, digest) == b"something"
     assert (disk.directory / "ledger.unreadable").exists()
+
+
+async def test_rows_whose_epoch_cannot_be_ended_are_not_believed(disk: BlobDisk) -> None:
+    store = await disk.open()
+    digest, zeroed = await put(store, some_bytes(5000, 1)), await put(store, some_bytes(5000, 2))
+    await disk.close()
+    with sqlite3.connect(disk.directory / "ledger") as database:
+        database.execute(
+            "CREATE TRIGGER stuck BEFORE UPDATE ON meta WHEN new.value <> old.value"
+            " BEGIN SELECT RAISE(ABORT, 'stuck'); END"
+        )
+    database.close()
+    (disk.directory / "clean").unlink()
+    disk.plant(bytes(5000), zeroed)
+    for _ in range(2):
+        store = await disk.open()
+        assert await store.open(zeroed) is None
+        assert await held(store, digest) == some_bytes(5000, 1)
+        await until(store, lambda usage: usage.blobs == 1)
+        await disk.close()
+        assert not (disk.directory / "clean").exists()
 
 
 async def test_a_ledger_damaged_inside_is_begun_anew_when_that_is_found(disk: BlobDisk) -> None:
@@ -408,6 +431,7 @@ async def test_what_a_killed_process_had_committed_is_there_and_nothing_else_is_
     for kills in range(1, 4):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITES_UNTIL_KILLED, str(disk.directory)],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.events import Evicted
+from proxy.core.events import Evicted, StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits
 from tests.world.blobs import (
@@ -138,12 +138,18 @@ async def the_disk_becomes_read_only(disk: BlobDisk) -> None:
     store = await disk.open(limits=Limits(500_000, 0), memory_bytes=1 << 20)
     old = await put(store, some_bytes(200_000, 1))
     newer = await put(store, some_bytes(200_000, 2))
+    bad = await put(store, some_bytes(2000, 3))
     await disk.close()
+    disk.plant(bytes(2000), bad)
+    (disk.directory / "clean").unlink()
     await remount(disk, "ro")
     store = await disk.open(limits=Limits(500_000, 0), memory_bytes=1 << 20)
     assert await held(store, old) == some_bytes(200_000, 1)
     assert await held(store, newer) == some_bytes(200_000, 2)
-    await until(store, lambda usage: usage.blobs == 2)
+    await until(store, lambda usage: usage.blobs == 3)
+    for _ in range(2):
+        assert await store.open(bad) is None
+    assert (await store.usage()).quarantined == 0
     with pytest.raises(StoreFailure, match="Read-only"):
         await store.remove([old])
     with pytest.raises(StoreFailure):
@@ -151,11 +157,13 @@ async def the_disk_becomes_read_only(disk: BlobDisk) -> None:
     with pytest.raises(StoreFailure, match="Read-only"):
         await put(store, b"new")
     assert await held(store, sha256(b"new")) == b"new"
-    assert await listed(store) == {old, newer}
+    assert await listed(store) == {old, newer, bad}
     await disk.close()
     await remount(disk, "rw")
     store = await disk.open()
     assert await held(store, old) == some_bytes(200_000, 1)
+    assert await store.open(bad) is None
+    assert (await store.usage()).quarantined == 1
 
 
 async def remount(disk: BlobDisk, how: str) -> None:
@@ -187,6 +195,28 @@ async def files_may_not_grow(disk: BlobDisk) -> None:
     assert await held(store, await put(store, large)) == large
 
 
+async def no_more_files_may_be_open(disk: BlobDisk) -> None:
+    store = await disk.open(memory_bytes=1 << 20)
+    small, large = await put(store, b"small"), await put(store, some_bytes(3 * BLOCK))
+    blob = await store.open(large)
+    assert blob is not None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    assert await store.open(large) is None
+    assert StoreFailed("opening a blob", "Too many open files") in disk.recorder.take()
+    assert await held(store, small) == b"small"
+    assert await blob.read(0) == some_bytes(3 * BLOCK)[:BLOCK]
+    assert await listed(store) == set()
+    with pytest.raises(StoreFailure, match="Too many open files"):
+        await store.check(large)
+    with pytest.raises(StoreFailure, match="Too many open files"):
+        await put(store, some_bytes(2 * BLOCK, 2))
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert await listed(store) == {small, large}
+    assert await held(store, large) == some_bytes(3 * BLOCK)
+    blob.close()
+
+
 ON_A_LITTLE_DISK = {
     scene.__name__: scene
     for scene in (
@@ -196,7 +226,7 @@ ON_A_LITTLE_DISK = {
         the_disk_becomes_read_only,
     )
 }
-ANYWHERE = {files_may_not_grow.__name__: files_may_not_grow}
+ANYWHERE = {scene.__name__: scene for scene in (files_may_not_grow, no_more_files_may_be_open)}
 
 
 async def play(scene: str, root: Path) -> None:

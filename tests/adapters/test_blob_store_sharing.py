@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,7 +24,9 @@ from tests.world.blobs import (
     read_to_end,
     sha256,
     some_bytes,
+    until,
 )
+from tests.world.clock import PATIENCE_SECONDS
 from tests.world.scratch import scratch_directory
 
 MEMORY = 64 << 20
@@ -49,6 +52,13 @@ def descriptors_below(disk: BlobDisk) -> int:
     return count
 
 
+async def until_descriptors(disk: BlobDisk, count: int) -> None:
+    """Wait for descriptors to be closed, which happens in threads."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while descriptors_below(disk) != count:
+            await asyncio.sleep(0)
+
+
 async def opened(store: FileBlobStore, digest: str) -> Blob:
     blob = await store.open(digest)
     assert blob is not None
@@ -62,7 +72,7 @@ async def test_a_thousand_readers_share_one_descriptor_and_one_copy(disk: BlobDi
     await disk.close()
     store = await disk.open(memory_bytes=MEMORY)
     blobs = await asyncio.gather(*[opened(store, digest) for _ in range(1000)])
-    assert descriptors_below(disk) == 1
+    await until_descriptors(disk, 1)
     for number in range(11):
         blocks = await asyncio.gather(*[blob.read(number * BLOCK) for blob in blobs])
         assert {id(block) for block in blocks} == {id(blocks[0])}
@@ -131,7 +141,7 @@ async def test_uses_are_written_every_few_seconds_and_survive_a_death(disk: Blob
     store.note_named(second, Named("mirror", "serde", "1.0.0"))
     await disk.clock.until_sleeping()
     disk.clock.advance(5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while store._ledger._uses or store._ledger._names:
             await asyncio.sleep(0)
     disk.die()
@@ -146,7 +156,7 @@ async def test_many_uses_are_written_without_waiting_for_the_time(disk: BlobDisk
     store = await disk.open()
     for number in range(2_100):
         store.note_named(sha256(b"%d" % number), SERDE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while store._ledger._names:
             await asyncio.sleep(0)
     disk.die()
@@ -163,8 +173,32 @@ async def test_a_blob_being_read_may_be_evicted(disk: BlobDisk) -> None:
     assert disk.recorder.of(Evicted)
     assert await store.open(sha256(data)) is None
     assert await read_to_end(blob) == data
-    assert descriptors_below(disk) == 1
+    await until_descriptors(disk, 1)
     blob.close()
+
+
+async def test_a_draft_waits_for_its_own_need_and_the_rest_goes_behind_its_back(
+    disk: BlobDisk,
+) -> None:
+    await disk.open()
+    await disk.close()
+    database = sqlite3.connect(disk.directory / "ledger")
+    with database:
+        database.execute("UPDATE meta SET value = 1 WHERE key = 'surveyed'")
+        database.executemany(
+            "INSERT INTO blobs VALUES (?, 4096, ?, 0)",
+            [(bytes.fromhex(sha256(b"%d" % number)), number) for number in range(10_000)],
+        )
+    database.close()
+    store = await disk.open(limits=Limits(10_000 * 4096, 0))
+    assert (await store.usage()).blobs == 10_000
+    draft = await store.draft(4096)
+    assert 10_000 - 200 < (await store.usage()).blobs < 10_000
+    # A fiftieth below the limit, and no further.
+    await until(store, lambda usage: usage.blobs == 10_000 - 200 - 1)
+    await draft.discard()
+    await (await store.draft(4096)).discard()
+    assert (await store.usage()).blobs == 10_000 - 200 - 1
 
 
 async def test_followers_of_a_draft_get_the_same_objects(disk: BlobDisk) -> None:
@@ -181,7 +215,7 @@ async def test_followers_of_a_draft_get_the_same_objects(disk: BlobDisk) -> None
     blob = await opened(store, sha256(data))
     for start in (0, BLOCK, 2 * BLOCK):
         assert await blob.read(start) is await draft.read(start, len(data))
-    assert descriptors_below(disk) == 1
+    await until_descriptors(disk, 1)
     draft.close()
     blob.close()
 

@@ -665,6 +665,15 @@ async def test_what_is_no_http_is_a_failure(
     assert await index_of_serde(ours) == registry.index("serde")
 
 
+async def test_an_index_file_that_ends_with_its_connection_is_not_believed(
+    before: Before, registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE)
+    upstream.fail("*", faults.unframed())
+    with pytest.raises(Misbehaved):
+        await index_of_serde(before(upstream.url))
+
+
 # What failures say
 
 

@@ -48,7 +48,7 @@ class World(Protocol):
         """Return a store with nothing in it."""
         ...
 
-    async def restart(self, *, clean: bool) -> BlobStore:
+    async def restart(self, *, clean: bool, limits: Limits | None = None) -> BlobStore:
         """Stop the store, or have it die, and return the one that is started after it."""
         ...
 
@@ -66,8 +66,9 @@ class MemoryWorld:
         self.store = MemoryBlobStore(limits, self.recorder, self.clock)
         return self.store
 
-    async def restart(self, *, clean: bool) -> BlobStore:
+    async def restart(self, *, clean: bool, limits: Limits | None = None) -> BlobStore:
         assert self.store is not None
+        self.store.limits = limits or self.store.limits
         self.store.restart(clean=clean)
         return self.store
 
@@ -87,7 +88,8 @@ class DiskWorld:
         self.limits = limits
         return await self._open()
 
-    async def restart(self, *, clean: bool) -> BlobStore:
+    async def restart(self, *, clean: bool, limits: Limits | None = None) -> BlobStore:
+        self.limits = limits or self.limits
         if clean:
             await self.disk.close()
         else:
@@ -410,11 +412,15 @@ async def test_a_removed_blob_can_be_stored_again(world: World) -> None:
 
 
 async def test_making_room_evicts_down_to_the_limits(world: World) -> None:
-    store = await world.start(Limits(1_000_000, 0))
-    for seed in range(9):
-        await put(store, some_bytes(100_000, seed))
+    store = await world.start(Limits(10_000_000, 0))
+    digests = [await put(store, some_bytes(100_000, seed)) for seed in range(90)]
     assert await store.make_room() == 0
-    assert (await store.usage()).blobs == 9
+    store = await world.restart(clean=True, limits=Limits(1_000_000, 0))
+    assert await held(store, digests[0]) is not None
+    assert await store.make_room() == 81 * on_disk(100_000)
+    assert await listed(store) == {digests[0], *digests[-8:]}
+    assert world.recorder.events == [Evicted("max_size", 81, 81 * on_disk(100_000))]
+    assert await store.make_room() == 0
 
 
 async def test_names_outlive_their_blobs(world: World) -> None:

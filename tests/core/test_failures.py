@@ -35,7 +35,12 @@ EACH = [
         (Unreachable("reset"), "unreachable", True, True),
         (TimedOut("no answer"), "timeout", True, True),
         (Troubled("503", status=503, transient=True), "status", True, True),
-        (Troubled("401", status=401, transient=False), "status", False, True),
+        (Troubled("500", status=500, transient=True), "status", True, True),
+        (Troubled("429", status=429, transient=True), "status", True, True),
+        # About one name, or about us: the next request may fare better.
+        (Troubled("401", status=401, transient=False), "status", False, False),
+        (Troubled("403", status=403, transient=False), "status", False, False),
+        (Troubled("499", status=499, transient=False), "status", False, False),
         (Misbehaved("HTML"), "invalid", False, False),
         (ForbiddenAddress("10.0.0.1"), "forbidden", False, False),
         (ChecksumMismatch("x", expected="a", actual="b"), "mismatch", False, False),

@@ -30,6 +30,7 @@ from proxy.core.freshness import (
     learn,
     needs_second_opinion,
     plan,
+    to_be_asked,
     validators_for,
 )
 from tests.core import strategies as our
@@ -44,7 +45,7 @@ LATE = Validators('"late"', "Tue, 14 Nov 2023 12:00:00 GMT")
 EARLY = Validators('"early"', "Tue, 14 Nov 2023 11:59:59 GMT")
 HELD = Snapshot(b"held", LATE, learned_at=T, confirmed_at=T)
 GONE = Snapshot(None, NO_VALIDATORS, learned_at=T, confirmed_at=T)
-PURGED = replace(HELD, confirmed_at=0.0)
+PURGED = to_be_asked(HELD)
 
 HIT = Serve(stale=False, refresh=False)
 STALE = Serve(stale=True, refresh=True)
@@ -111,6 +112,16 @@ def test_a_soft_purge_asks_before_the_next_use_and_keeps_the_copy_for_an_outage(
     assert plan(PURGED, PUBLIC, now, insisting=False, upstream_failing=False) == ASK_PATIENTLY
     assert plan(PURGED, PUBLIC, now, insisting=True, upstream_failing=False) == ASK_PATIENTLY
     assert plan(PURGED, PUBLIC, now, insisting=True, upstream_failing=True) == STALE
+
+
+def test_a_soft_purge_lengthens_no_life_and_shortens_none() -> None:
+    unchanged_for_long = replace(HELD, learned_at=T - 30 * DAY)
+    purged = to_be_asked(to_be_asked(unchanged_for_long))
+    end = PUBLIC.fresh_for_s + PUBLIC.stale_if_error_s
+    for age, usable in ((0, True), (end - 1, True), (end, False)):
+        assert is_usable(unchanged_for_long, PUBLIC, T + age) is usable
+        assert is_usable(purged, PUBLIC, T + age) is usable
+    assert not is_fresh(purged, PUBLIC, T)
 
 
 any_plan = st.fixed_dictionaries({"insisting": st.booleans(), "upstream_failing": st.booleans()})

@@ -1,4 +1,4 @@
-"""One proxy, one upstream per fault, and what came of it: the experiment behind the table of faults.
+"""One proxy, one upstream per fault, and what came of it: the experiment behind the fault table.
 
 Every case has an upstream of its own in the proxy's configuration, so that the failures of one say
 nothing of the health of another; behind all of them is one scripted server, which plays each case's
@@ -265,7 +265,7 @@ class Experiment:
         return got, time.monotonic() - begun
 
     def _judged(self, subject: _Subject, answer: Answer, *, index: bool, whole: bool) -> Got:
-        """Say what an answer was, and fail at once if it breaks a promise that knows no exception."""
+        """Say what an answer was; fail at once if it breaks a promise without exceptions."""
         how = answer.how or ""
         if answer.status == 200:
             return Got(200, how, self._which(subject, answer.body, index=index, whole=whole))

@@ -87,13 +87,12 @@ async def test_the_draft_is_held_for_the_last_reader_and_no_longer(scene: Scene)
     download = offering(scene, TRUTH)
     first, last = download.attach(), download.attach()
     await flown(download)
-    (draft,) = scene.blobs.all_drafts
     first.close()
     first.close()
-    assert not draft.is_closed
     assert await last.read(0)
+    assert scene.blobs.leaks() == ["reading draft 0"]
     last.close()
-    assert draft.is_closed
+    assert scene.blobs.leaks() == []
 
 
 async def test_a_draft_that_nobody_reads_is_let_go_at_the_landing(scene: Scene) -> None:
@@ -106,18 +105,17 @@ async def test_a_draft_that_nobody_reads_is_let_go_at_the_landing(scene: Scene) 
 async def test_nothing_is_to_be_seen_before_there_is_more_than_is_withheld(scene: Scene) -> None:
     download = offering(scene, TRUTH)
     reader = download.attach()
-    tap = scene.upstream.tap(PATH, chunk_bytes=1)
+    tap = scene.upstream.tap(PATH, chunk_bytes=HOLD_BACK_BYTES // 16)
     scene.upstream.ship(PATH, Shipment(announces=False))
     flight = asyncio.ensure_future(flown(download))
-    tap.let(HOLD_BACK_BYTES)
-    await tap.is_dry()
-    await turns()
-    assert not download.flows
-    tap.let(1)
-    await tap.is_dry(2)
-    await turns()
-    assert download.flows
-    assert await reader.read(0) == TRUTH[:1]
+    flows = []
+    for number, chunks in enumerate((15, 1, 1), start=1):
+        tap.let(chunks)
+        await tap.is_dry(number)
+        await turns()
+        flows.append(download.flows)
+    assert flows == [False, False, True]
+    assert await reader.read(0) == TRUTH[: HOLD_BACK_BYTES // 16]
     tap.open()
     reader.close()
     await flight
@@ -126,15 +124,16 @@ async def test_nothing_is_to_be_seen_before_there_is_more_than_is_withheld(scene
 async def test_the_length_is_the_announced_one_until_it_is_known(scene: Scene) -> None:
     download = offering(scene, TRUTH)
     reader = download.attach()
-    assert reader.size_bytes is None
+    told = [reader.size_bytes]
     tap = scene.upstream.tap(PATH)
     flight = asyncio.ensure_future(flown(download))
     tap.let(1)
     await tap.is_dry()
-    assert reader.size_bytes == len(TRUTH)
+    told.append(reader.size_bytes)
     tap.open()
     await flight
-    assert reader.size_bytes == len(TRUTH)
+    told.append(reader.size_bytes)
+    assert told == [None, len(TRUTH), len(TRUTH)]
     reader.close()
 
 

@@ -123,7 +123,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @pytest_asyncio.fixture
 async def serve(tmp_path: Path, way: Way) -> AsyncIterator[Serve]:
-    """Open proxies, as `await serve(upstream, server={"allowed_hosts": ["crates.example"]})`."""
+    """Give the test the means to open proxies; keywords are sections of the configuration."""
     async with AsyncExitStack() as stack:
         yield _Opener(stack, tmp_path, way)
 

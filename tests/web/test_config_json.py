@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import pytest
 
 from tests.web import http11
-from tests.web.conftest import Proxy, Serve, index_url
+from tests.web.conftest import Proxy, Serve, crate_url, index_url
+from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
 CONFIG = "/crates-io/index/config.json"
@@ -241,21 +242,30 @@ async def test_the_log_names_the_client_itself(
     assert [each for each in clients if each is not None] == [client]
 
 
-async def test_only_allowed_hosts_get_an_address_and_everybody_may_ask_for_health(
-    serve: Serve, upstream: RegistryServer
+async def test_only_allowed_hosts_are_served_and_probes_may_come_by_any(
+    serve: Serve, stocked: Registry, upstream: RegistryServer
 ) -> None:
     allowed = ["crates.example", "[2001:db8::7]", "build.example:8080"]
     proxy = await serve(upstream, server={"allowed_hosts": allowed})
     for host in ("crates.example", "CRATES.example:99", "[2001:db8::7]:1", "build.example:8080"):
         assert await api_of(proxy, {"Host": host}) == f"http://{host}/crates-io"
+        assert (await proxy.ask(index_url("small"), {"Host": host})).status == 200
+    upstream.clear()
     for host in (f"127.0.0.1:{proxy.port}", "evil.example", "crates.example.evil", "build.example"):
-        for target in (CONFIG, "/", "/-/metrics"):
+        for target in (
+            CONFIG,
+            index_url("small"),
+            crate_url(stocked, "small"),
+            "/crates-io/api/v1/crates?q=small",
+            "/",
+        ):
             answer = await proxy.ask(target, {"Host": host})
-            assert answer.status == 400, (host, target)
+            assert (answer.status, answer.how) == (400, "refused"), (host, target)
             assert b"server.allowed_hosts" in answer.body
             assert host.encode() not in answer.body
-        for target in ("/-/healthz", "/readyz"):
+        for target in ("/-/healthz", "/readyz", "/metrics"):
             assert (await proxy.ask(target, {"Host": host})).status == 200
+    assert upstream.requests() == ()
 
 
 async def test_allowed_hosts_judge_the_host_that_a_trusted_proxy_forwards(

@@ -1,6 +1,6 @@
 """Crate files on the wire: content-addressed, immutable, in whole or in part, and never guessed.
 
-The word of the index decides what a version's bytes are; an address that contradicts it is nobody's.
+The word of the index decides what a version's bytes are; what contradicts it is nobody's.
 """
 
 import pytest

@@ -107,7 +107,9 @@ async def test_what_is_no_request_is_400_and_says_so_in_few_words(
     for name, data in BAD_REQUESTS.items():
         answer = await http11.raw(proxy.port, data)
         head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.") and head.split()[1] == b"400", (name, answer)
+        version, status, *_ = head.split()
+        assert version in (b"HTTP/1.0", b"HTTP/1.1"), (name, answer)
+        assert status == b"400", (name, answer)
         assert len(body) < 512, name
         assert b"Traceback" not in answer
         assert b".py" not in answer
@@ -116,21 +118,19 @@ async def test_what_is_no_request_is_400_and_says_so_in_few_words(
     assert (await proxy.ask(CONFIG)).status == 200
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
+async def test_who_hangs_up_in_the_middle_of_a_request_is_forgotten(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish = b"PUT /crates-io/api/v1/crates/new HTTP/1.1\r\n" + HOST
+    for data in (
         b"",
         b"G",
         b"GET " + CONFIG.encode(),
         b"GET " + CONFIG.encode() + b" HTTP/1.1\r\nHost: loc",
-        b"PUT /crates-io/api/v1/crates/new HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc",
-        b"PUT /crates-io/api/v1/crates/new HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5",
-    ],
-)
-async def test_who_hangs_up_in_the_middle_of_a_request_is_forgotten(
-    proxy: Proxy, caplog: pytest.LogCaptureFixture, data: bytes
-) -> None:
-    await http11.raw(proxy.port, data, hang_up=True)
+        publish + b"Content-Length: 9\r\n\r\nabc",
+        publish + b"Transfer-Encoding: chunked\r\n\r\n5",
+    ):
+        await http11.raw(proxy.port, data, hang_up=True)
     assert (await proxy.ask(CONFIG)).status == 200
     # The one connection is that of the request for the page itself.
     async with asyncio.timeout(10):

@@ -84,5 +84,3 @@ async def test_with_an_admin_address_its_pages_are_only_there(
         # Registries and the start page are where clients are.
         for public in (index_url("small"), "/"):
             assert (await proxy.ask(public)).status == 200
-
-
