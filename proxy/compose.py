@@ -315,9 +315,13 @@ async def _runner(stack: AsyncExitStack, app: web.Application, drain_s: float) -
 async def _listen(runner: web.AppRunner, address: ListenAddress) -> str:
     """Listen on one address; returns its URL, with the port that the kernel chose for port 0."""
     family = sockets.AF_INET6 if ":" in address.host else sockets.AF_INET
-    listener = sockets.create_server(
-        (address.host, address.port), family=family, backlog=_BACKLOG, reuse_port=False
-    )
+    try:
+        listener = sockets.create_server(
+            (address.host, address.port), family=family, backlog=_BACKLOG, reuse_port=False
+        )
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while ")[0]
+        raise OSError(f"cannot listen on {address}: {reason}") from error
     listener.setblocking(False)
     site = web.SockSite(runner, listener, backlog=_BACKLOG)
     await site.start()

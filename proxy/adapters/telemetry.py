@@ -63,6 +63,7 @@ _REQUEST_BUCKETS_S: Final = (
     *(1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 300.0),
 )
 _AGE_BUCKETS_S: Final = (1, 5, 10, 30, 60, 120, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400)
+_STORE_TROUBLE_SAID_EVERY_S: Final = 60.0
 _TURNS: Final = {
     NameRemoved: (
         "removed",
@@ -115,6 +116,7 @@ class Telemetry(Observer):
         # A "_created" series beside every counter doubles the page, and no dashboard reads it.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
+        self._store_trouble: tuple[float | None, int] = (None, 0)
         self.totals = Totals()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -313,7 +315,7 @@ class Telemetry(Observer):
                 )
             case StoreFailed():
                 self._store_failures.inc()
-                _say(logging.ERROR, f"{event.doing} failed: {event.reason}", doing=event.doing)
+                self._store_failed(event)
             case Evicted():
                 self._evicted.labels(event.reason).inc(event.freed_bytes)
                 _say(
@@ -324,6 +326,17 @@ class Telemetry(Observer):
                 )
             case _ as never:
                 assert_never(never)
+
+    def _store_failed(self, event: StoreFailed) -> None:
+        """Say that the disk is in trouble once a minute, not at every request."""
+        now = self._clock.monotonic()
+        said_at, unsaid = self._store_trouble
+        if said_at is not None and now - said_at < _STORE_TROUBLE_SAID_EVERY_S:
+            self._store_trouble = said_at, unsaid + 1
+            return
+        self._store_trouble = now, 0
+        more = f" (and {unsaid} more since)" if unsaid else ""
+        _say(logging.ERROR, f"{event.doing} failed: {event.reason}{more}", doing=event.doing)
 
     def _request(self, event: RequestServed) -> None:
         status = _CLASSES[event.status // 100 - 2]

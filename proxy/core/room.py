@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BLOCK_BYTES: Final = 4096
-_SLACK: Final = 0.98
+_SLACK: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,13 @@ def excess(usage: Usage, limits: Limits, wanted_bytes: int) -> Excess | None:
     over_free = limits.min_free_bytes + usage.reserved_bytes + wanted_bytes - usage.free_bytes
     if over_size <= 0 and over_free <= 0:
         return None
+    # Of what is there, not of what may be: on a small file system the limit may be far away.
+    slack = int(min(limits.max_size_bytes, usage.stored_bytes) * _SLACK)
     if over_size >= over_free:
-        return Excess(over_size + int(limits.max_size_bytes * (1 - _SLACK)), "max_size")
-    return Excess(over_free + int(limits.max_size_bytes * (1 - _SLACK)), "min_free")
+        return Excess(over_size + slack, "max_size")
+    return Excess(over_free + slack, "min_free")
 
 
 def can_ever_fit(limits: Limits, wanted_bytes: int) -> bool:
-    """Tell whether evicting everything would make room for `wanted_bytes`."""
+    """Tell whether `wanted_bytes` are within `max_size`; free space is another question."""
     return wanted_bytes <= limits.max_size_bytes

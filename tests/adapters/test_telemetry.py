@@ -194,3 +194,17 @@ def test_a_request_is_a_line_only_when_debugging(
     (record,) = caplog.records
     assert record.getMessage() == "304 hit crates-io index serde"
     assert record.__dict__["fields"]["client"] == "192.0.2.7"
+
+
+def test_a_disk_in_trouble_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    telemetry = Telemetry([], [], "9.9.9", clock)
+    for _ in range(3):
+        telemetry.observe(StoreFailed("storing a crate", "no room"))
+    clock.advance(61)
+    telemetry.observe(StoreFailed("storing a crate", "no room"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "storing a crate failed: no room",
+        "storing a crate failed: no room (and 2 more since)",
+    ]
+    assert value(telemetry, "store_failures_total") == 4

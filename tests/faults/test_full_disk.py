@@ -7,7 +7,7 @@ and are made where one may be had; the others bring about the same failures with
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,24 +120,26 @@ def test_on_a_full_disk_everything_is_passed_on_and_stored_once_there_is_room(
 
 
 @needs_a_namespace
-def test_it_starts_on_a_full_disk_serves_what_it_has_and_passes_on_the_rest(
-    disk: TinyDisk, stocked: Registry, upstream: RegistryServer, launch: Launch
+@pytest.mark.parametrize("end", [Holdfast.stop, Holdfast.kill], ids=["stopped", "killed"])
+def test_it_starts_on_a_full_disk_and_serves_the_crates_that_it_has(
+    disk: TinyDisk,
+    stocked: Registry,
+    upstream: RegistryServer,
+    launch: Launch,
+    end: Callable[[Holdfast], None],
 ) -> None:
     urls = urls_of(stocked)
     proxy = launch({"crates-io": upstream}, cache=ALL_OF_IT)
     becomes_held(proxy, urls)
-    late = publish_late(stocked, "late")
-    for end in (proxy.stop, proxy.kill):
-        disk.fill()
-        end()
-        proxy.start()
-        upstream.clear()
-        ask_for(proxy, urls)
-        assert upstream.count("/crates/*") == 0
-        assert ask_for(proxy, late)["/crates-io/crates/late/1.0.0/download"].how != "hit"
-        disk.make_room()
-    late = publish_late(stocked, "later")
-    becomes_held(proxy, late)
+    disk.fill()
+    end(proxy)
+    upstream.clear()
+    proxy.start()
+    ask_for(proxy, urls)
+    assert upstream.count("/crates/*") == 0
+    ask_for(proxy, publish_late(stocked, "late"))
+    disk.make_room()
+    becomes_held(proxy, publish_late(stocked, "later"))
 
 
 @needs_a_namespace
@@ -245,25 +247,30 @@ def test_a_real_build_succeeds_though_no_file_may_grow(
 
 
 @pytest.mark.parametrize("folder", ["drafts", "blobs", "index"])
-@pytest.mark.parametrize("how", ["gone", "a file"])
-def test_a_folder_that_is_lost_while_serving_costs_nobody_an_answer(
-    stocked: Registry, upstream: RegistryServer, launch: Launch, folder: str, how: str
+def test_a_file_in_the_place_of_a_folder_costs_nobody_an_answer(
+    stocked: Registry, upstream: RegistryServer, launch: Launch, folder: str
 ) -> None:
     urls = urls_of(stocked)
     proxy = launch({"crates-io": upstream}, cache=ALL_OF_IT)
     place = proxy.cache_dir / folder
     shutil.rmtree(place)
-    if how == "a file":
-        place.write_text("in the way")
+    place.write_text("in the way")
     for _ in range(2):
         ask_for(proxy, urls)
     assert proxy.metric("integrity_failures_total") == 0
-    if how == "a file":
-        assert proxy.metric("store_failures_total") > 0
-        place.unlink()
-    # What was lost is made again where that is all it takes, and in any case by the next start.
-    proxy.restart()
+    assert proxy.metric("store_failures_total") > 0
+    place.unlink()
+    becomes_held(proxy, publish_late(stocked, "late"))
+
+
+def test_folders_that_are_lost_while_serving_are_made_again(
+    stocked: Registry, upstream: RegistryServer, launch: Launch
+) -> None:
+    urls = urls_of(stocked)
+    proxy = launch({"crates-io": upstream}, cache=ALL_OF_IT)
+    for folder in ("drafts", "blobs", "index"):
+        shutil.rmtree(proxy.cache_dir / folder)
     becomes_held(proxy, urls)
-    upstream.stop()
     proxy.restart()
+    upstream.stop()
     ask_for(proxy, urls)
