@@ -85,7 +85,7 @@ class FileDraft(Draft):
         if offset >= stop:
             return b""
         if offset >= self._spilled_bytes or self._file is None:
-            return self._slice(offset - self._spilled_bytes, stop - self._spilled_bytes)
+            return self._slice(offset, stop)
         number, skipped = divmod(offset, BLOCK_BYTES)
         block = await self._blocks.read(self._file, number)
         end = min(stop - number * BLOCK_BYTES, BLOCK_BYTES)
@@ -162,7 +162,6 @@ class FileDraft(Draft):
             self._blocks.put(file.source, number, block)
         self._hashed = hashed
         self._tail = self._tail[stop:]
-        self._shared_slice = None
         self._spilled_bytes += stop
         file.size_bytes = self._spilled_bytes
         self._reservation.wrote(stop)
@@ -206,17 +205,18 @@ class FileDraft(Draft):
                 await self._threads.run("dropping a draft", partial(self._files.drop, self._name))
         self._reservation.release()
 
-    def _slice(self, start: int, stop: int) -> bytes:
+    def _slice(self, offset: int, stop: int) -> bytes:
         """Return some of the tail, as one object for all who ask for the same of it."""
-        tail = self._tail
-        if isinstance(tail, bytes) and start == 0 and stop >= len(tail):
+        tail, before = self._tail, self._spilled_bytes
+        if isinstance(tail, bytes) and offset == before and stop >= self._size_bytes:
             return tail
         shared = self._shared_slice
-        if shared is not None and shared[:2] == (start, stop):
+        if shared is not None and shared[:2] == (offset, stop):
             return shared[2]
-        data = bytes(memoryview(tail)[start : min(stop, start + BLOCK_BYTES)])
-        if stop <= len(tail):
-            self._shared_slice = start, stop, data
+        end = min(stop, offset + BLOCK_BYTES)
+        data = bytes(memoryview(tail)[offset - before : end - before])
+        if stop <= self._size_bytes:
+            self._shared_slice = offset, stop, data
         return data
 
     def _let_go(self, _: object = None) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 from proxy.adapters.blob_files import BlobFiles, Identity, Opened, Unlinked, digest_of
 from proxy.adapters.blocks import BlockCache, OpenFile
 from proxy.adapters.disk_threads import DiskThreads, told
+from proxy.adapters.ledger import Row
 from proxy.adapters.ledger_thread import LedgerThread
 from proxy.core.events import IntegrityFailed
 from proxy.core.failures import StoreFailure
@@ -127,7 +128,8 @@ class BlobShelf:
         except StoreFailure:
             size_bytes, is_proven = None, False
         if size_bytes is not None and size_bytes != opened.size_bytes:
-            await self._set_aside(digest, opened, *_sizes(size_bytes, opened.size_bytes))
+            expected, actual = f"{size_bytes} bytes", f"{opened.size_bytes} bytes"
+            await self._set_aside(digest, opened, expected, actual)
             return False
         # The row may be of a file that has just taken the place of this one.
         if not is_proven or os.fstat(opened.fd).st_nlink == 0:
@@ -223,13 +225,21 @@ class BlobShelf:
             except StoreFailure as failure:
                 self._observer.observe(told("quarantining a blob", failure))
 
+    async def adopt(self, rows: Collection[Row]) -> None:
+        """Record files found on the disk as blobs to be proven. Raises StoreFailure."""
+        digests = [row.digest for row in rows]
+        async with self._holding(digests):
+            missing = set(await self._missing(digests))
+            await self._ledger.adopt([row for row in rows if row.digest not in missing])
+
     async def forget_missing(self, digests: Collection[str]) -> None:
         """Remove the rows of those blobs whose files are gone. Raises StoreFailure."""
         async with self._holding(digests):
-            missing = await self._threads.run(
-                "looking for blobs", partial(self._files.missing, digests)
-            )
-            await self._ledger.forget(missing)
+            await self._ledger.forget(await self._missing(digests))
+
+    async def _missing(self, digests: Collection[str]) -> list[str]:
+        work = partial(self._files.missing, tuple(digests))
+        return await self._threads.run("looking for blobs", work)
 
     async def _found_missing(self, digest: str) -> None:
         self._proven.discard(digest)
@@ -278,16 +288,13 @@ class BlobShelf:
     @asynccontextmanager
     async def _holding(self, digests: Collection[str]) -> AsyncIterator[None]:
         """Keep everybody else from changing these blobs."""
-        while not self._held.isdisjoint(digests):
+        held = frozenset(digests)
+        while not self._held.isdisjoint(held):
             await self._let_go.wait()
-        self._held.update(digests)
+        self._held |= held
         try:
             yield
         finally:
-            self._held.difference_update(digests)
+            self._held -= held
             self._let_go.set()
             self._let_go = asyncio.Event()
-
-
-def _sizes(expected_bytes: int, actual_bytes: int) -> tuple[str, str]:
-    return f"{expected_bytes} bytes", f"{actual_bytes} bytes"

@@ -8,6 +8,7 @@ store; an adopted blob is no different from one that a client asked for first.
 Files that are not blobs are strangers: left alone, counted by whichever walk was completed last.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -24,7 +25,8 @@ T = TypeVar("T")
 _LISTING: Final = "listing blobs"
 _FOLDERS: Final = 256
 _UNPROVEN: Final = -1
-_FORGOTTEN_AT_ONCE: Final = 500
+_AT_ONCE: Final = 200
+_LONGEST_REST_S: Final = 0.1
 
 
 class BlobSurvey:
@@ -64,19 +66,24 @@ class BlobSurvey:
         self.strangers = strangers
 
     async def reconcile(self) -> None:
-        """Make the ledger agree with the files. Raises StoreFailure, and may be begun again."""
+        """Make the ledger agree with the files. Raises StoreFailure, and may be begun again.
+
+        Rests after each folder for as long as that took, so that clients are served meanwhile.
+        """
+        loop = asyncio.get_running_loop()
         _, strangers = await self._listed(self._files.folders)
         for number in range(_FOLDERS):
+            begun = loop.time()
             found, beside = await self._listed(partial(self._files.survey, f"{number:02x}"))
             strangers += beside
             known = await self._ledger.digests_in(number)
-            await self._ledger.adopt(
-                [self._row(blob) for blob in found if blob.digest not in known]
-            )
-            gone = known.difference(blob.digest for blob in found)
-            while gone:
-                part = [gone.pop() for _ in range(min(len(gone), _FORGOTTEN_AT_ONCE))]
-                await self._shelf.forget_missing(part)
+            new = [self._row(blob) for blob in found if blob.digest not in known]
+            for start in range(0, len(new), _AT_ONCE):
+                await self._shelf.adopt(new[start : start + _AT_ONCE])
+            gone = list(known.difference(blob.digest for blob in found))
+            for start in range(0, len(gone), _AT_ONCE):
+                await self._shelf.forget_missing(gone[start : start + _AT_ONCE])
+            await asyncio.sleep(min(loop.time() - begun, _LONGEST_REST_S))
         await self._ledger.mark_surveyed()
         self.strangers = strangers
 

@@ -67,7 +67,7 @@ class Egress:
         common = {
             "limit": self._terms.connections,
             "ssl": self._tls,
-            "resolver": GuardedResolver(self._guard),
+            "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver()),
             "ttl_dns_cache": 10,
         }
         connector = (
@@ -121,11 +121,11 @@ class Egress:
 
 
 class GuardedResolver(AbstractResolver):
-    """The threaded resolver, less the addresses that the guard objects to."""
+    """What another resolver finds, less the addresses that the guard objects to."""
 
-    def __init__(self, guard: AddressGuard) -> None:
+    def __init__(self, guard: AddressGuard, inner: AbstractResolver) -> None:
         self._guard = guard
-        self._inner = aiohttp.ThreadedResolver()
+        self._inner = inner
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Resolve a name. Raises ForbiddenByGuard if nothing that it leads to is allowed."""

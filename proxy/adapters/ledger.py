@@ -31,7 +31,7 @@ from proxy.ports import Named
 
 _PUT: Final = """
 INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE
-SET size = excluded.size, last_used = max(last_used, excluded.last_used), epoch = excluded.epoch
+SET size = excluded.size, last_used = excluded.last_used, epoch = excluded.epoch
 """
 _PROVE: Final = """
 INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE
@@ -137,7 +137,7 @@ class Ledger:
         """Record last uses, in microseconds; blobs unknown here stay so."""
         with self._transaction():
             self._db.executemany(
-                "UPDATE blobs SET last_used = ?1 WHERE digest = ?2 AND last_used < ?1",
+                "UPDATE blobs SET last_used = ? WHERE digest = ?",
                 [(used_us, bytes.fromhex(digest)) for digest, used_us in uses],
             )
 

@@ -186,10 +186,9 @@ class LedgerThread:
         """Return the known digests that begin with this byte."""
         return await self._run("reading the ledger", lambda ledger: ledger.digests_in(folder))
 
-    async def adopt(self, rows: Sequence[Row]) -> None:
+    async def adopt(self, rows: Collection[Row]) -> None:
         """Record files found on the disk, as unproven."""
-        for part in _slices(rows):
-            await self._change(partial(Ledger.adopt, rows=part))
+        await self._change(lambda ledger: ledger.adopt(rows))
 
     async def mark_surveyed(self) -> None:
         """Note that rows and files agree."""

@@ -125,7 +125,8 @@ class Crates:
         if sha256 is not None and await self._blobs.was_named(sha256, named):
             return sha256
         if held is None or not self._is_recent(held):
-            digest = _choose(await self._indexes.refreshed(source, name), named, sha256)
+            refreshed = await self._indexes.refreshed(source, name, held)
+            digest = _choose(refreshed, named, sha256)
             if digest is not None:
                 return digest
         subject = f"{named.crate} {named.version}"

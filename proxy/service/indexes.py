@@ -29,6 +29,7 @@ from proxy.core.freshness import (
     Serve,
     Turn,
     UnaskedNotModified,
+    is_fresh,
     is_usable,
     learn,
     needs_second_opinion,
@@ -121,6 +122,8 @@ class Indexes:
         if self._is_known_absent(key):
             return IndexAbsent(How.NEGATIVE)
         rendered, snapshot = await self._held(key)
+        if self._is_known_absent(key):
+            return IndexAbsent(How.NEGATIVE)
         decision = plan(
             snapshot,
             source.terms,
@@ -134,11 +137,13 @@ class Indexes:
                     return IndexAbsent(How.NEGATIVE)
                 failing = source.is_failing()
                 if decision.refresh and not failing:
-                    self._ask(source, name)
+                    self._ask(source, name, snapshot)
                 how = How.STALE if decision.stale else How.HIT
                 return IndexServed(rendered, how, may_confirm=not decision.stale or failing)
             case Ask():
-                return await self._ask_and_wait(source, name, rendered, decision.patience_s)
+                return await self._ask_and_wait(
+                    source, name, rendered, snapshot, decision.patience_s
+                )
 
     def hot(self, source: Source, name: str) -> Rendered | None:
         """Return the forms of `name` if they are in memory and fresh: the path without an await."""
@@ -149,9 +154,14 @@ class Indexes:
         return rendered if 0 <= age < source.terms.fresh_for_s else None
 
     async def _ask_and_wait(
-        self, source: Source, name: str, held: Rendered | None, patience_s: float | None
+        self,
+        source: Source,
+        name: str,
+        held: Rendered | None,
+        seen: Snapshot | None,
+        patience_s: float | None,
     ) -> IndexServed | IndexAbsent:
-        task, began = self._ask(source, name)
+        task, began = self._ask(source, name, seen)
         try:
             landed = await outcome(task, patience_s)
         except TimeoutError:
@@ -168,22 +178,25 @@ class Indexes:
         how = How.REVALIDATED if landed.unchanged else How.MISS
         return IndexServed(landed.rendered, how, may_confirm=True)
 
-    def _ask(self, source: Source, name: str) -> tuple[asyncio.Task[_Landed], bool]:
-        return self._flights.join((source.name, name), lambda: self._fetch(source, name))
+    def _ask(
+        self, source: Source, name: str, seen: Snapshot | None
+    ) -> tuple[asyncio.Task[_Landed], bool]:
+        """Join the flight for a name, or begin one: `seen` is what its beginner found held."""
+        return self._flights.join((source.name, name), lambda: self._fetch(source, name, seen))
 
     async def held(self, source: Source, name: str) -> Rendered | None:
         """Return what is held of `name`, however old, asking nobody."""
         rendered, _ = await self._held((source.name, name))
         return rendered
 
-    async def refreshed(self, source: Source, name: str) -> Rendered | None:
+    async def refreshed(self, source: Source, name: str, seen: Rendered | None) -> Rendered | None:
         """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure.
 
-        How long to wait is the caller's word.
+        `seen` is what did not suffice. How long to wait is the caller's word.
         """
         if self._is_known_absent((source.name, name)):
             return None
-        task, _ = self._ask(source, name)
+        task, _ = self._ask(source, name, seen.snapshot if seen is not None else None)
         landed = await outcome(task, None)
         return landed.rendered
 
@@ -193,13 +206,13 @@ class Indexes:
             return rendered, rendered.snapshot
         forgettings = self._forgettings
         snapshot = await self._store.get(*key)
-        if snapshot is None or snapshot.body is None:
-            return None, snapshot
+        # A flight may have landed while the store was read; what it brought is newer.
         newer = self._forms.get(key)
         if newer is not None:
             return newer, newer.snapshot
+        if snapshot is None or snapshot.body is None:
+            return None, snapshot
         rendered = await _render(snapshot)
-        # A flight may have landed while the store was read; what it brought is newer.
         newer = self._forms.get(key)
         if newer is not None:
             return newer, newer.snapshot
@@ -216,11 +229,18 @@ class Indexes:
         self._negatives.discard(key)
         return False
 
-    async def _fetch(self, source: Source, name: str) -> _Landed:
-        """Ask the upstream for one name, and learn: the body of a flight."""
+    async def _fetch(self, source: Source, name: str, seen: Snapshot | None) -> _Landed:
+        """Ask the upstream for one name, and learn: the body of a flight.
+
+        Where another flight has landed since its beginner looked, that is the answer.
+        """
         key = (source.name, name)
         forgettings = self._forgettings
         rendered, held = await self._held(key)
+        if self._is_known_absent(key):
+            return _Landed(None, unchanged=False)
+        if held is not None and held != seen and is_fresh(held, source.terms, self._clock.now()):
+            return _Landed(rendered, unchanged=True)
         path = index_path(name)
         answer = await self._asked(source, path, held, new_connection=False)
         if needs_second_opinion(held, answer):

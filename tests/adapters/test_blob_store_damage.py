@@ -1,5 +1,6 @@
 """What a blob store finds on its disk that it did not put there, or no longer finds."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.adapters.blob_files import BlobFiles
+from proxy.adapters.blob_store import FileBlobStore
+from proxy.adapters.ledger import Ledger
 from proxy.core.events import Evicted, IntegrityFailed, StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits
@@ -27,6 +31,7 @@ from tests.world.blobs import (
     some_bytes,
     until,
 )
+from tests.world.clock import PATIENCE_SECONDS
 from tests.world.scratch import scratch_directory
 
 
@@ -36,6 +41,12 @@ async def disk() -> AsyncIterator[BlobDisk]:
         disk = BlobDisk(root)
         yield disk
         await disk.close()
+
+
+async def until_surveyed(store: FileBlobStore) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await store._ledger._run("asking", Ledger.is_surveyed):
+            await asyncio.sleep(0)
 
 
 async def test_folders_and_files_are_ours_alone(disk: BlobDisk) -> None:
@@ -175,6 +186,49 @@ async def test_a_survey_brings_the_store_back_below_its_limit(disk: BlobDisk) ->
     assert usage.blobs == len(await listed(store)) == 4
 
 
+async def test_a_file_from_the_future_is_older_than_what_is_used_now(disk: BlobDisk) -> None:
+    planted = [disk.plant(some_bytes(90_000, seed)) for seed in range(3)]
+    for digest in planted:
+        os.utime(disk.blob(digest), (0, disk.clock.now() + 1_000_000))
+    store = await disk.open(limits=Limits(380_000, 0))
+    await until(store, lambda usage: usage.blobs == 3)
+    disk.clock.advance(1)
+    new = [await put(store, some_bytes(90_000, seed)) for seed in range(3, 6)]
+    assert set(new) < await listed(store)
+    assert len(await listed(store)) == 4
+
+
+async def test_files_are_surveyed_again_only_after_an_unclean_stop(disk: BlobDisk) -> None:
+    store = await disk.open()
+    assert store._ledger.doubted.is_set()
+    await until_surveyed(store)
+    await disk.close()
+    store = await disk.open()
+    assert not store._ledger.doubted.is_set()
+    disk.die()
+    store = await disk.open()
+    assert store._ledger.doubted.is_set()
+
+
+async def test_only_the_bad_file_is_set_aside_and_not_one_that_took_its_place(
+    disk: BlobDisk,
+) -> None:
+    files = BlobFiles(disk.directory)
+    files.prepare()
+    digest = disk.plant(bytes(10), sha256(b"good"))
+    bad = files.open(digest)
+    assert bad is not None
+    good = files.place_bytes(b"good", digest)
+    assert good != bad.identity
+    files.set_aside(digest, bad.identity)
+    assert disk.blob(digest).read_bytes() == b"good"
+    assert files.quarantined() == 0
+    files.set_aside(digest, good)
+    assert not disk.blob(digest).exists()
+    assert files.quarantined() == 1
+    os.close(bad.fd)
+
+
 async def test_rows_without_files_and_files_without_rows_are_set_right_after_an_unclean_stop(
     disk: BlobDisk,
 ) -> None:
@@ -305,15 +359,22 @@ async def test_a_ledger_damaged_inside_is_begun_anew_when_that_is_found(disk: Bl
     store = await disk.open()
     contents = [some_bytes(4000, seed) for seed in range(300)]
     digests = [await put(store, data) for data in contents]
+    await until_surveyed(store)
     await disk.close()
     ledger = disk.directory / "ledger"
-    whole = ledger.read_bytes()
-    # All but the first pages, which a start reads.
-    ledger.write_bytes(whole[: 2 * 4096] + some_bytes(len(whole) - 2 * 4096))
     store = await disk.open()
+    # What the start has read stays good; the rest is found out when it is needed.
+    with ledger.open("r+b") as file:
+        file.seek(2 * 4096)
+        file.write(some_bytes(ledger.stat().st_size - 2 * 4096))
+    assert not store._ledger.doubted.is_set()
     for digest, data in zip(digests, contents, strict=True):
         assert await held(store, digest) == data
+        if disk.recorder.of(StoreFailed):
+            break
     await until(store, lambda usage: usage.blobs == 300)
+    for digest, data in zip(digests, contents, strict=True):
+        assert await held(store, digest) == data
     assert disk.recorder.of(StoreFailed)
     assert not disk.recorder.of(IntegrityFailed)
 

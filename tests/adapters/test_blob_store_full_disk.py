@@ -34,7 +34,6 @@ from tests.world.scratch import scratch_directory
 ROOT = Path(__file__).parents[2]
 LITTLE = Limits(max_size_bytes=8 << 20, min_free_bytes=0)
 MOUNTED = 'mount -t tmpfs -o size=4m,mode=700 holdfast-test "$0" && exec "$@"'
-REMOUNTED = 'mount -o remount,"$1" "$0"'
 
 
 def fill(disk: BlobDisk) -> None:
@@ -166,8 +165,30 @@ async def the_disk_becomes_read_only(disk: BlobDisk) -> None:
     assert (await store.usage()).quarantined == 1
 
 
+async def the_clean_marker_cannot_be_removed(disk: BlobDisk) -> None:
+    store = await disk.open(limits=LITTLE)
+    old = await put(store, some_bytes(5000, 1))
+    await disk.close()
+    marker = str(disk.directory / "clean")
+    await run("mount", "--bind", marker, marker)
+    store = await disk.open(limits=LITTLE)
+    assert await held(store, old) == some_bytes(5000, 1)
+    new = await put(store, some_bytes(5000, 2))
+    await disk.close()
+    # The marker now lies about what was written since.
+    disk.plant(bytes(5000), new)
+    store = await disk.open(limits=LITTLE)
+    assert await store.open(new) is None
+    assert await held(store, old) == some_bytes(5000, 1)
+    await disk.close()
+    await run("umount", marker)
+
+
 async def remount(disk: BlobDisk, how: str) -> None:
-    command = ["sh", "-c", REMOUNTED, str(disk.directory), how]
+    await run("mount", "-o", f"remount,{how}", str(disk.directory))
+
+
+async def run(*command: str) -> None:
     assert (await (await asyncio.create_subprocess_exec(*command)).wait()) == 0
 
 
@@ -186,6 +207,14 @@ async def files_may_not_grow(disk: BlobDisk) -> None:
     assert drafts_of(disk) == []
     assert await held(store, old) == some_bytes(100_000, 1)
     assert await held(store, await put(store, small)) == small
+    draft = await store.draft(None)
+    await draft.write(large[: BLOCK + 100])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, resource.RLIM_INFINITY))
+    with pytest.raises(StoreFailure, match="too large"):
+        await draft.commit(SERDE)
+    assert await draft.read(BLOCK, BLOCK + 100) == large[BLOCK : BLOCK + 100]
+    assert drafts_of(disk) == []
+    draft.close()
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     with pytest.raises(StoreFailure, match="too large"):
         await put(store, some_bytes(2000, 4))
@@ -224,6 +253,7 @@ ON_A_LITTLE_DISK = {
         a_store_starts_on_a_full_disk,
         free_space_is_kept,
         the_disk_becomes_read_only,
+        the_clean_marker_cannot_be_removed,
     )
 }
 ANYWHERE = {scene.__name__: scene for scene in (files_may_not_grow, no_more_files_may_be_open)}

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.adapters.blob_drafts import FileDraft
 from proxy.adapters.blob_store import FileBlobStore
+from proxy.adapters.blocks import FileBlob
 from proxy.core.events import Evicted
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits
@@ -215,6 +217,7 @@ async def test_followers_of_a_draft_get_the_same_objects(disk: BlobDisk) -> None
     blob = await opened(store, sha256(data))
     for start in (0, BLOCK, 2 * BLOCK):
         assert await blob.read(start) is await draft.read(start, len(data))
+    assert (await store.usage()).memory_bytes < len(data) + 3 * 1000
     await until_descriptors(disk, 1)
     draft.close()
     blob.close()
@@ -232,13 +235,18 @@ async def test_nothing_is_left_open_when_all_have_left(disk: BlobDisk) -> None:
         for task in (opening, checking, drafting):
             task.cancel()
         found, _, draft = await asyncio.gather(opening, checking, drafting, return_exceptions=True)
-        for one in (found, draft):
-            if one is not None and not isinstance(one, BaseException):
-                one.close()
+        if isinstance(found, FileBlob):
+            assert await found.read(0) == some_bytes(3 * BLOCK)[:BLOCK]
+            found.close()
+        if isinstance(draft, FileDraft):
+            await draft.write(some_bytes(2 * BLOCK))
+            assert await draft.read(0, BLOCK) == some_bytes(2 * BLOCK)[:BLOCK]
+            draft.close()
     await disk.close()
     assert descriptors_below(disk) == 0
     assert (await store.usage()).reserved_bytes == 0
     assert (await store.usage()).drafts == 0
+    assert store._room.written_bytes == 0
 
 
 async def test_a_reader_that_leaves_takes_nobody_with_it(disk: BlobDisk) -> None:
@@ -260,6 +268,36 @@ async def test_a_reader_that_leaves_takes_nobody_with_it(disk: BlobDisk) -> None
         other.close()
     for blob in blobs[1:]:
         blob.close()
+    await until_descriptors(disk, 0)
+
+
+async def test_a_dropped_draft_leaves_nothing_in_memory(disk: BlobDisk) -> None:
+    store = await disk.open(memory_bytes=MEMORY)
+    draft = await store.draft(None)
+    await draft.write(some_bytes(3 * BLOCK))
+    assert (await store.usage()).memory_bytes > 2 * BLOCK
+    await draft.discard()
+    assert await draft.read(0, BLOCK) == some_bytes(3 * BLOCK)[:BLOCK]
+    draft.close()
+    assert (await store.usage()).memory_bytes == 0
+
+
+async def test_a_draft_closed_in_the_middle_of_a_write_leaves_nothing(disk: BlobDisk) -> None:
+    for patience in range(12):
+        store = await disk.open(memory_bytes=MEMORY)
+        draft = await store.draft(None)
+        writing = asyncio.create_task(draft.write(some_bytes(3 * BLOCK)))
+        for _ in range(patience):
+            await asyncio.sleep(0)
+        writing.cancel()
+        draft.close()
+        await asyncio.gather(writing, return_exceptions=True)
+        await disk.close()
+        assert descriptors_below(disk) == 0
+        assert list((disk.directory / "drafts").iterdir()) == []
+        usage = await store.usage()
+        assert (usage.memory_bytes, usage.reserved_bytes, usage.drafts) == (0, 0, 0)
+        assert store._room.written_bytes == 0
 
 
 @pytest.mark.parametrize("size", [100, 3 * BLOCK])
@@ -352,10 +390,12 @@ async def test_removal_and_refetching_at_once_end_in_a_whole_blob_or_none(
     store = await disk.open(memory_bytes=MEMORY)
     data = some_bytes(2 * BLOCK + 1)
     digest = sha256(data)
-    for _ in range(15):
+    for turn in range(15):
+        # Much else is removed with it, so that removal is under way for a while.
+        others = [disk.plant(b"%d %d" % (turn, number)) for number in range(150)]
         await asyncio.gather(
             put(store, data),
-            store.remove([digest]),
+            store.remove([digest, *others]),
             held(store, digest),
             put(store, data),
             store.check(digest),

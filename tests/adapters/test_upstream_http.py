@@ -15,9 +15,16 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import Egress, EgressTerms, tls_context
+from proxy.adapters.egress import (
+    Egress,
+    EgressTerms,
+    ForbiddenByGuard,
+    GuardedResolver,
+    tls_context,
+)
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.answers import NO_VALIDATORS, Absent, Found, Unchanged, Validators
@@ -232,7 +239,8 @@ async def test_cookies_are_not_kept(
     upstream.fail(
         "*", faults.bent("cookie", lambda reply: replace(reply, headers=(*reply.headers, cookie)))
     )
-    ours = before(upstream.url)
+    # By name: a client that keeps cookies keeps none of a bare address.
+    ours = before(f"http://localhost:{upstream.port}")
     for _ in range(2):
         await index_of_serde(ours)
     assert all("cookie" not in request.headers for request in upstream.requests())
@@ -518,6 +526,48 @@ async def test_a_refusal_names_host_address_and_key(
     assert "allow_hosts" in said
 
 
+class Directory(AbstractResolver):
+    """A name server that gives the same answer to every question."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in self._addresses
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("addresses", "allowed"),
+    [
+        (("8.8.8.8", "10.1.2.3", "169.254.169.254"), ["8.8.8.8"]),
+        (("10.9.9.9",), ["10.9.9.9"]),
+        (("10.1.2.3", "169.254.169.254"), None),
+        (("::ffff:127.0.0.1",), None),
+        ((), []),
+    ],
+)
+async def test_a_name_leads_to_those_of_its_addresses_that_are_allowed(
+    addresses: tuple[str, ...], allowed: list[str] | None
+) -> None:
+    guard = AddressGuard(Origin.of("https://packages.example/"), ("10.9.0.0/16",))
+    resolver = GuardedResolver(guard, Directory(*addresses))
+    if allowed is None:
+        with pytest.raises(ForbiddenByGuard):
+            await resolver.resolve("elsewhere.example", 443)
+    else:
+        found = await resolver.resolve("elsewhere.example", 443)
+        assert [one["host"] for one in found] == allowed
+    await resolver.close()
+
+
 @pytest.mark.parametrize(
     "tail", ["\r\nX-Evil: 1", " HTTP/1.1\r\nX-Evil: 1\r\n", "/a b", "\n", "\t", "\x7f"]
 )
@@ -731,6 +781,46 @@ async def test_a_body_may_take_longer_than_the_first_byte(
     whole = await crate_at(ours, upstream.url + registry.download_path("large", "1.0.0"))
     assert whole == registry.crate("large", "1.0.0")
     tap.wait_for(11)
+
+
+async def test_a_body_that_never_stalls_and_never_ends_has_a_ceiling_in_seconds(
+    before: Before,
+    registry: Registry,
+    upstream: RegistryServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.publish(SERDE)
+    for name in ("_INDEX_TIMEOUT_S", "_CRATE_TIMEOUT_S", "_API_TIMEOUT_S"):
+        monkeypatch.setattr(f"proxy.adapters.upstream.{name}", IMPATIENT_S)
+    upstream.throttle("*", slice_bytes=1, pause_seconds=0.02)
+    ours = before(upstream.url, index_max_bytes=1000)
+    outcomes = await asyncio.gather(
+        index_of_serde(ours),
+        crate_at(ours, upstream.url + registry.download_path("serde", "1.0.1")),
+        ours.api_get(f"{upstream.url}/api/v1/crates?q=serde"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [TimedOut] * 3
+
+
+async def test_an_hour_in_the_queue_is_too_long(
+    before: Before,
+    registry: Registry,
+    upstream: RegistryServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.publish(LARGE)
+    url = upstream.url + registry.download_path("large", "1.0.0")
+    ours = before(upstream.url, connections=1)
+    upstream.tap("/crates/*")
+    first = asyncio.ensure_future(crate_at(ours, url))
+    await upstream.arrived("/crates/*", 1)
+    monkeypatch.setattr("proxy.adapters.upstream._CRATE_TIMEOUT_S", 0.05)
+    with pytest.raises(TimedOut):
+        await enter(ours, url)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 # Connections

@@ -385,6 +385,7 @@ async def test_a_draft_that_outgrows_the_store_fails_but_is_readable(world: Worl
 async def test_a_blob_stays_readable_when_it_is_taken_away(world: World, size: int) -> None:
     store, data = await world.start(), some_bytes(size)
     digest = await put(store, data)
+    store = await world.restart(clean=True)
     blob = await store.open(digest)
     assert blob is not None
     assert await store.remove([digest, sha256(b"unknown")]) == on_disk(size)

@@ -1,20 +1,22 @@
 """One proxy, one upstream per fault, and what came of it: the experiment behind the fault table.
 
-Every case has an upstream of its own in the proxy's configuration, so that the failures of one say
-nothing of the health of another; behind all of them is one scripted server, which plays each case's
-fault to the requests for that case's crate. All cases are asked at once.
+Every fault has an upstream of its own in the proxy's configuration, so that the failures of one say
+nothing of the health of another; behind all of them is one scripted server, which plays each fault
+to the requests for the crates that it is tried on. All are asked for at once, or nearly.
 
-Each case is tried on two crates, because one cannot be observed twice. The fault is healed for the
-first, which tells whether the proxy heals with its upstream; for the second it stays, and once the
-proxy was restarted with every upstream down, its answer tells what had been kept.
+Each fault is tried in several situations, and in each on two crates, because one cannot be observed
+twice. The fault is healed for the first, which tells whether the proxy heals with its upstream; for
+the second it stays, and once the proxy was restarted with every upstream down, its answer tells
+what had been kept.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +30,15 @@ from tests.world.server import RegistryServer
 LONGEST_WAIT_SECONDS: Final = 20.0
 LARGE_BYTES: Final = 400_000
 _LIMITS: Final = {"index": "64KiB", "crate": "1MiB"}
-_HEALING_SECONDS: Final = 12.0
-_POLL_SECONDS: Final = 0.2
+_TERMS: Final = {
+    "fresh_for": "0s",
+    "stale_while_revalidate": "0s",
+    "connect_timeout": "2s",
+    "idle_timeout": "2s",
+}
+_HEALING_SECONDS: Final = 15.0
+_POLL_SECONDS: Final = 0.3
+_ASKED_AT_ONCE: Final = 60
 
 
 class Situation(Enum):
@@ -39,7 +48,6 @@ class Situation(Enum):
     INDEX_STALE = "an index file of which a copy is held that is no longer fresh"
     SMALL_CRATE = "a crate of up to 64 KiB that is not held"
     LARGE_CRATE = "a longer crate that is not held"
-    HELD_CRATE = "a crate that is held"
 
     @property
     def is_index(self) -> bool:
@@ -58,7 +66,7 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one case came to.
+    """What one trial came to.
 
     `kept` is said in the words of `Got.said`; `heals` tells whether the right file came within a
     few seconds of the upstream's recovery, and `seconds` how long the slower first answer took.
@@ -77,23 +85,31 @@ NOTHING: Final = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """One fault to be tried, with further settings of its upstream.
+class Trial:
+    """A fault in a situation. Without a fault the upstream refuses connections.
 
-    Without a fault the upstream refuses connections. What is `remembered` by the proxy is not
-    waited for to heal.
+    What is `remembered` by the proxy is not waited for to heal.
     """
 
+    situation: Situation
     fault: Fault | None
-    settings: Mapping[str, object] = field(default_factory=dict)
     remembered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """One upstream, with its settings, and what it is tried with."""
+
+    trials: Sequence[Trial]
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Subject:
-    """A crate that a fault is tried on."""
+    """A crate that a fault is tried on, and what was published of it at first."""
 
     upstream: str
+    trial: Trial
     crate: str
     index: bytes
     data: bytes
@@ -104,171 +120,148 @@ class _Subject:
         return f"/{self.upstream}/index/{index_path(self.crate)}"
 
     @property
-    def crate_url(self) -> str:
+    def url(self) -> str:
+        """What is asked for on the proxy."""
+        if self.trial.situation.is_index:
+            return self.index_url
         return f"/{self.upstream}/crates/{self.crate}/1.0.0/{self.cksum}"
+
+    @property
+    def pattern(self) -> str:
+        """What the proxy asks the upstream for."""
+        if self.trial.situation.is_index:
+            return f"/index/{index_path(self.crate)}"
+        return f"/crates/{self.crate}/*"
 
 
 class Experiment:
-    """A registry, its two servers (one of which will refuse connections), and a proxy before them.
+    """A registry, its two servers, one of which will refuse connections, and a proxy before them.
 
-    `trials` are made in one `situation`; everything is stopped by `close`.
+    `run` makes all trials once.
     """
 
     def __init__(
         self,
         root: Path,
-        situation: Situation,
-        trials: Sequence[Try],
+        suspects: Sequence[Suspect],
         server: RegistryServer,
         refusing: RegistryServer,
         registry: Registry,
     ) -> None:
-        self._situation = situation
-        self._trials = trials
         self._server = server
         self._refusing = refusing
         self._registry = registry
-        self._healed = [self._publish(number, "healed") for number in range(len(trials))]
-        self._failing = [self._publish(number, "failing") for number in range(len(trials))]
-        self._proxy = Holdfast(root, {"limits": _LIMITS, "upstreams": self._upstreams()})
+        self._numbers = count()
+        pairs = [
+            (self._publish(f"upstream-{number}", trial), self._publish(f"upstream-{number}", trial))
+            for number, suspect in enumerate(suspects)
+            for trial in suspect.trials
+        ]
+        self._healed = [healed for healed, _ in pairs]
+        self._failing = [failing for _, failing in pairs]
+        upstreams = {
+            f"upstream-{number}": {"index": self._index_of(suspect), **_TERMS, **suspect.settings}
+            for number, suspect in enumerate(suspects)
+        }
+        self._proxy = Holdfast(root, {"limits": _LIMITS, "upstreams": upstreams})
 
-    def _publish(self, number: int, fate: str) -> _Subject:
-        crate = _crate(fate, number)
-        padding = LARGE_BYTES if self._situation is Situation.LARGE_CRATE else 0
+    def _index_of(self, suspect: Suspect) -> str:
+        refuses = any(trial.fault is None for trial in suspect.trials)
+        return (self._refusing if refuses else self._server).index_url
+
+    def _publish(self, upstream: str, trial: Trial) -> _Subject:
+        # Of one length and one beginning, so that all look alike wherever a message shows them.
+        crate = f"serde-{next(self._numbers):04}"
+        padding = LARGE_BYTES if trial.situation is Situation.LARGE_CRATE else 0
         self._registry.publish(Package(crate, padding_bytes=padding))
         release = self._registry.release(crate, "1.0.0")
         assert release.data is not None
         index = self._registry.index(crate)
-        return _Subject(f"upstream-{number}", crate, index, release.data, release.cksum)
-
-    def _upstreams(self) -> dict[str, Mapping[str, object]]:
-        return {
-            f"upstream-{number}": {
-                "index": (self._refusing if each.fault is None else self._server).index_url,
-                "fresh_for": "0s",
-                "stale_while_revalidate": "0s",
-                "connect_timeout": "1s",
-                "idle_timeout": "1s",
-                **each.settings,
-            }
-            for number, each in enumerate(self._trials)
-        }
+        return _Subject(upstream, trial, crate, index, release.data, release.cksum)
 
     def run(self) -> list[Seen]:
-        """Make the trials; returns what came of each."""
+        """Make the trials; returns what came of each, in their order."""
+        everything = [*self._healed, *self._failing]
         with self._proxy:
-            asyncio.run(self._prepare())
-            self._break()
-            everything = [*self._healed, *self._failing]
+            asyncio.run(self._prepare(everything))
+            self._break(everything)
+            self._refusing.stop()
             asked = asyncio.run(self._ask_all(everything))
-            for healed, failing in zip(
-                asked[: len(self._trials)], asked[len(self._trials) :], strict=True
-            ):
-                assert healed[0] == failing[0], (
-                    f"one fault, two outcomes: {healed[0]}, {failing[0]}"
-                )
-            heals = self._heal()
+            self._server.heal()
+            self._break(self._failing)
+            self._refusing.start()
+            heals = asyncio.run(self._all_heal())
             self._server.stop()
             self._refusing.stop()
             self._proxy.restart()
-            kept = asyncio.run(self._ask_all(self._failing))
+            left = asyncio.run(self._ask_all(self._failing))
+        first, second = asked[: len(self._healed)], asked[len(self._healed) :]
         return [
-            Seen(
-                got=first[0],
-                kept=NOTHING if left[0].status == 503 else left[0].said,
-                heals=healed,
-                seconds=max(first[1], second[1]),
-            )
-            for first, second, left, healed in zip(
-                asked[: len(self._trials)],
-                asked[len(self._trials) :],
-                kept,
-                heals,
-                strict=True,
-            )
+            _seen(one, other, kept, heals=healed)
+            for one, other, kept, healed in zip(first, second, left, heals, strict=True)
         ]
 
-    async def _prepare(self) -> None:
-        """Bring in what the situation presupposes, and change the registry where it must differ."""
-        subjects = [*self._healed, *self._failing]
-        if self._situation is Situation.INDEX_COLD:
-            return
-        for got, _ in await self._ask_all(subjects, index=True):
-            assert got.said == THE_FILE, got
-        if self._situation is Situation.HELD_CRATE:
-            for got, _ in await self._ask_all(subjects):
-                assert got.said == THE_FILE, got
-        if self._situation is Situation.INDEX_STALE:
-            for each in subjects:
+    async def _prepare(self, subjects: Iterable[_Subject]) -> None:
+        """Bring in what the situations presuppose, and change the registry where it must differ."""
+        held = [each for each in subjects if each.trial.situation is not Situation.INDEX_COLD]
+        turns = asyncio.Semaphore(_ASKED_AT_ONCE)
+
+        async def bring_in(subject: _Subject) -> None:
+            async with turns:
+                answer = await ask(self._proxy.port, subject.index_url)
+            assert (answer.status, answer.body) == (200, subject.index), answer
+
+        async def learn_where_crates_are(upstream: str) -> None:
+            async with turns:
+                await ask(self._proxy.port, f"/{upstream}/api/v1/crates?q=x")
+
+        upstreams = {each.upstream for each in held}
+        await asyncio.gather(
+            *(bring_in(each) for each in held),
+            *(learn_where_crates_are(upstream) for upstream in upstreams),
+        )
+        for each in held:
+            if each.trial.situation is Situation.INDEX_STALE:
                 self._registry.publish(Package(each.crate, "1.1.0"))
-        elif not self._situation.is_index:
-            # Where crates are is asked for once, and must be known while it is broken.
-            await asyncio.gather(
-                *(
-                    ask(self._proxy.port, f"/{each.upstream}/api/v1/crates?q=x")
-                    for each in self._healed
-                )
-            )
 
-    def _break(self) -> None:
-        for number, each in enumerate(self._trials):
-            if each.fault is not None:
-                for fate in ("healed", "failing"):
-                    self._server.fail(self._pattern(_crate(fate, number)), each.fault)
-        self._refusing.stop()
-
-    def _pattern(self, crate: str) -> str:
-        return f"/index/{index_path(crate)}" if self._situation.is_index else f"/crates/{crate}/*"
-
-    def _heal(self) -> list[bool]:
-        self._server.heal()
-        for number, each in enumerate(self._trials):
-            if each.fault is not None:
-                self._server.fail(self._pattern(_crate("failing", number)), each.fault)
-        self._refusing.start()
-        return asyncio.run(self._all_heal())
+    def _break(self, subjects: Iterable[_Subject]) -> None:
+        for each in subjects:
+            if each.trial.fault is not None:
+                self._server.fail(each.pattern, each.trial.fault)
 
     async def _all_heal(self) -> list[bool]:
-        pairs = zip(self._healed, self._trials, strict=True)
-        return list(
-            await asyncio.gather(
-                *(
-                    self._heals(each, 0 if trial.remembered else _HEALING_SECONDS)
-                    for each, trial in pairs
-                )
-            )
-        )
+        turns = asyncio.Semaphore(_ASKED_AT_ONCE)
+        return list(await asyncio.gather(*(self._heals(each, turns) for each in self._healed)))
 
-    async def _heals(self, subject: _Subject, patience_seconds: float) -> bool:
+    async def _heals(self, subject: _Subject, turns: asyncio.Semaphore) -> bool:
+        patience_seconds = 0.0 if subject.trial.remembered else _HEALING_SECONDS
         until = time.monotonic() + patience_seconds
         while True:
-            got, _ = await self._ask(subject, index=self._situation.is_index)
+            got, _ = await self._ask(subject, turns)
             if got.said == THE_FILE or time.monotonic() >= until:
                 return got.said == THE_FILE
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _ask_all(
-        self, subjects: Sequence[_Subject], *, index: bool | None = None
-    ) -> list[tuple[Got, float]]:
-        wanted = self._situation.is_index if index is None else index
-        return list(await asyncio.gather(*(self._ask(each, index=wanted) for each in subjects)))
+    async def _ask_all(self, subjects: Iterable[_Subject]) -> list[tuple[Got, float]]:
+        turns = asyncio.Semaphore(_ASKED_AT_ONCE)
+        return list(await asyncio.gather(*(self._ask(each, turns) for each in subjects)))
 
-    async def _ask(self, subject: _Subject, *, index: bool) -> tuple[Got, float]:
-        begun = time.monotonic()
-        url = subject.index_url if index else subject.crate_url
-        try:
-            answer = await ask(self._proxy.port, url)
-        except BrokenOff as broken:
-            got = self._judged(subject, broken.answer, index=index, whole=False)
-        else:
-            got = self._judged(subject, answer, index=index, whole=True)
-        return got, time.monotonic() - begun
+    async def _ask(self, subject: _Subject, turns: asyncio.Semaphore) -> tuple[Got, float]:
+        async with turns:
+            begun = time.monotonic()
+            try:
+                answer = await ask(self._proxy.port, subject.url)
+            except BrokenOff as broken:
+                got = self._judged(subject, broken.answer, whole=False)
+            else:
+                got = self._judged(subject, answer, whole=True)
+            return got, time.monotonic() - begun
 
-    def _judged(self, subject: _Subject, answer: Answer, *, index: bool, whole: bool) -> Got:
+    def _judged(self, subject: _Subject, answer: Answer, *, whole: bool) -> Got:
         """Say what an answer was; fail at once if it breaks a promise without exceptions."""
         how = answer.how or ""
         if answer.status == 200:
-            return Got(200, how, self._which(subject, answer.body, index=index, whole=whole))
+            return Got(200, how, self._which(subject, answer.body, whole=whole))
         assert whole, f"an error cut short: {answer}"
         assert answer.headers["content-type"] == "text/plain; charset=utf-8", answer
         assert answer.headers["cache-control"] == "no-store", answer
@@ -279,8 +272,8 @@ class Experiment:
         assert line.count("\n") == 1, answer
         return Got(answer.status, how, _impersonal(line.rstrip("\n"), subject))
 
-    def _which(self, subject: _Subject, body: bytes, *, index: bool, whole: bool) -> str:
-        if not index:
+    def _which(self, subject: _Subject, body: bytes, *, whole: bool) -> str:
+        if not subject.trial.situation.is_index:
             if not whole:
                 return CUT_SHORT
             assert body == subject.data, "wrong bytes in a complete transfer"
@@ -292,9 +285,14 @@ class Experiment:
         return THE_OLD_FILE
 
 
-def _crate(fate: str, number: int) -> str:
-    # Of one length and one beginning, so that they look alike wherever a message shows them.
-    return f"serde-{fate:7}-{number:02}".replace(" ", "x")
+def _seen(
+    one: tuple[Got, float], other: tuple[Got, float], kept: tuple[Got, float], *, heals: bool
+) -> Seen:
+    (got, took), (got_too, took_too) = one, other
+    assert got == got_too, "one fault, two outcomes"
+    left = kept[0]
+    assert left.status in (200, 503), f"the upstream is down, and yet: {left}"
+    return Seen(got, NOTHING if left.status == 503 else left.said, heals, max(took, took_too))
 
 
 def _impersonal(line: str, subject: _Subject) -> str:

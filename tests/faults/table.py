@@ -8,7 +8,7 @@ at once when the upstream does, save for a wrong digest, which is remembered for
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,7 +20,8 @@ from tests.faults.observing import (
     THE_OLD_FILE,
     Got,
     Situation,
-    Try,
+    Suspect,
+    Trial,
 )
 from tests.world import faults
 from tests.world.faults import Fault
@@ -29,7 +30,6 @@ from tests.world.wire import Reply
 FOUND: Final = Got(200, "miss", THE_FILE)
 STALE: Final = Got(200, "stale", THE_OLD_FILE)
 BROKEN_OFF: Final = Got(200, "miss", CUT_SHORT)
-HELD: Final = Got(200, "hit", THE_FILE)
 
 _INDEX_PATH: Final = "se/rd/serde"
 _VERSION: Final = "serde 1.0.0"
@@ -87,13 +87,19 @@ class Case:
                 return self.small
             case Situation.LARGE_CRATE:
                 return self.large
-            case Situation.HELD_CRATE:
-                return None if self.small is None else HELD
 
-    def trial(self, situation: Situation) -> Try:
-        """Return what to try."""
-        fault = self.faults.get(situation, self.fault)
-        return Try(fault, self.settings, remembered=self.is_remembered(situation))
+    def fault_in(self, situation: Situation) -> Fault | None:
+        """Return what the upstream does; None: it refuses connections."""
+        return self.faults.get(situation, self.fault)
+
+    def suspect(self) -> Suspect:
+        """Return an upstream to be tried with this, in every situation in which it has meaning."""
+        trials = [
+            Trial(situation, self.fault_in(situation), self.is_remembered(situation))
+            for situation in Situation
+            if self.expected(situation) is not None
+        ]
+        return Suspect(trials, self.settings)
 
     def is_remembered(self, situation: Situation) -> bool:
         """Tell whether the proxy goes on refusing for a while after the upstream has healed."""
@@ -207,9 +213,12 @@ def _statuses() -> Iterator[Case]:
     )
     for code in (404, 410, 451):
         yield _absent(f"answers {code}", code)
-    yield _absent(
-        "answers 403, which is in its `absent_statuses`", 403, {"absent_statuses": [403, 404]}
-    )
+    for code in (400, 403):
+        yield _absent(
+            f"answers {code}, which is in its `absent_statuses`",
+            code,
+            {"absent_statuses": [code, 404]},
+        )
     yield _everywhere(
         "answers 404, which is not in its `absent_statuses`",
         faults.status(404),
@@ -316,7 +325,6 @@ def _sizes() -> Iterator[Case]:
             Situation.INDEX_STALE: mischief.repeated(_INDEX_TIMES, chunked=chunked),
             Situation.SMALL_CRATE: mischief.repeated(_SMALL_TIMES, chunked=chunked),
             Situation.LARGE_CRATE: mischief.repeated(_LARGE_TIMES, chunked=chunked),
-            Situation.HELD_CRATE: mischief.repeated(_SMALL_TIMES, chunked=chunked),
         }
 
     announced = nonsense(": a crate of <many> bytes is over limits.crate (1048576)")
@@ -378,8 +386,8 @@ _HEAD: Final = """\
 Every row is tried against a running proxy by `tests/faults/test_fault_table.py`, and this page is
 written from the same table: `python -m tests.faults.table > docs/fault-table.md`. The upstream is
 called `crates-io` here and the crate `serde` 1.0.0. Its times are short (`connect_timeout` and
-`idle_timeout` of one second), so that what takes long is over soon; with any setting a client has
-its answer within 20 seconds.
+`idle_timeout` of two seconds), so that what takes long is over soon; whatever they are, a client
+has its answer within 20 seconds.
 
 - Nothing becomes 404 that is not absence: only the upstream's own word does, with a status that is
   in its `absent_statuses`.
@@ -398,8 +406,7 @@ def document() -> str:
     """Write the table as Markdown."""
     parts = [_HEAD.rstrip("\n")]
     for situation in Situation:
-        if situation is not Situation.HELD_CRATE:
-            parts += ["", f"## Asked for {situation.value}", "", *_section(situation)]
+        parts += ["", f"## Asked for {situation.value}", "", *_section(situation)]
     return "\n".join(parts) + "\n"
 
 
@@ -414,11 +421,6 @@ def _section(situation: Situation) -> Iterator[str]:
         said = f"`{got.said}`" if is_error else got.said
         dagger = " †" if case.is_remembered(situation) else ""
         yield f"| {case.title}{dagger} | {got.status} | `{got.how}` | {said} | {kept(got)} |"
-
-
-def cases_for(situation: Situation, *, slow: bool) -> Sequence[Case]:
-    """Return the cases that mean something in a situation; those that take long apart."""
-    return [case for case in CASES if case.expected(situation) is not None and case.slow == slow]
 
 
 if __name__ == "__main__":

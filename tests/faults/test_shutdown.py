@@ -83,6 +83,8 @@ def test_a_stop_lets_a_slow_download_end_and_takes_nothing_new(
 
     answer = asyncio.run(download())
     assert (answer.status, answer.body) == (200, data)
+    # Not asked to stop a second time.
+    assert proxy._running.wait(PATIENCE_SECONDS) == 0
     proxy.stop()
     assert (proxy.cache_dir / "clean").exists()
     upstream.stop()

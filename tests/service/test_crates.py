@@ -863,6 +863,25 @@ async def test_a_store_that_cannot_commit_serves_all_the_same(scene: Scene) -> N
     assert (await scene.download(LARGE)).how == How.HIT
 
 
+async def test_passing_by_a_failing_disk_tells_the_upstreams_trouble_and_absences(
+    scene: Scene,
+) -> None:
+    scene.publish(SERDE, LARGE)
+    scene.blobs.points.fail("draft")
+    scene.upstream.ship(SERDE_CRATE, Shipment(cut_after=10))
+    with pytest.raises(Unreachable):
+        await scene.crate(SERDE)
+    scene.upstream.ship(LARGE_CRATE, Shipment(bend=flipped))
+    with pytest.raises(ChecksumMismatch):
+        await scene.download(LARGE)
+    scene.upstream.reply(CRATES, Reply(404))
+    for package in (SERDE, LARGE):
+        assert isinstance(await scene.crate(package), NoSuchCrate)
+    assert scene.upstream.open_bodies == 0
+    scene.upstream.heal()
+    assert (await scene.download(SERDE)).how == How.BYPASS
+
+
 async def test_a_blob_that_cannot_be_read_is_fetched_again(scene: Scene) -> None:
     scene.publish(SERDE)
     await scene.download(SERDE)
@@ -911,6 +930,23 @@ async def test_fetching_brings_a_blob_in(scene: Scene) -> None:
         assert set(scene.blobs.blobs) == {digest}
     assert scene.upstream.paths() == ["/index/config.json", LARGE_CRATE]
     assert scene.blobs.leaks() == []
+
+
+async def test_fetching_ends_when_the_blob_is_there_and_not_when_it_was_read(
+    scene: Scene,
+) -> None:
+    scene.publish(LARGE)
+    digest = scene.cksum(LARGE)
+    gate = scene.blobs.points.hang("commit")
+    fetching = asyncio.ensure_future(
+        scene.crates.fetch(scene.source, Named("crates-io", "large", "1.0.0"), digest)
+    )
+    await gate.arrived()
+    await turns()
+    assert not fetching.done()
+    gate.release()
+    assert await fetching is None
+    assert set(scene.blobs.blobs) == {digest}
 
 
 async def test_fetching_says_what_went_wrong(scene: Scene) -> None:

@@ -83,6 +83,35 @@ async def test_64_clients_at_once_are_one_request(scene: Scene) -> None:
     assert bodies == {scene.registry.index("serde")}
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_who_looked_just_before_the_landing_does_not_ask_again(
+    memory_bytes: int, is_there: bool
+) -> None:
+    async with one_scene(memory_bytes=memory_bytes) as scene:
+        if is_there:
+            scene.publish(SERDE)
+        gate = scene.index_store.points.hang("get", once=True)
+        # This one has found nothing in the store, and does not get on.
+        slow = asyncio.ensure_future(scene.index("serde"))
+        await gate.arrived()
+        quick = await scene.index("serde")
+        gate.release()
+        assert type(await slow) is type(quick)
+        assert isinstance(quick, IndexServed) is is_there
+        assert scene.upstream.paths() == [SERDE_INDEX]
+
+
+async def test_64_clients_who_come_one_by_one_are_one_request(scene: Scene) -> None:
+    scene.publish(SERDE)
+    clients = []
+    for _ in range(64):
+        clients.append(asyncio.ensure_future(scene.index("serde")))
+        await asyncio.sleep(0)
+    await asyncio.gather(*clients)
+    assert scene.upstream.paths() == [SERDE_INDEX]
+
+
 async def test_the_first_client_leaves_and_the_others_are_served(scene: Scene) -> None:
     scene.publish(SERDE)
     gate = scene.upstream.hold()

@@ -96,6 +96,7 @@ async def test_what_breaks_off_breaks_off(scene: Scene, cut_after: int) -> None:
     except Unreachable as early:
         failure = early
     assert isinstance(failure, Unreachable)
+    assert scene.tell() == ["asked for crate: found", "gave up on serde 1.0.0"]
     assert TRUTH.startswith(got)
     assert len(got) + HOLD_BACK_BYTES <= max(cut_after, HOLD_BACK_BYTES)
     assert isinstance((await read_out(passage))[1], UpstreamFailure), "and is not taken up again"

@@ -48,8 +48,10 @@ async def test_the_old_one_serves_while_a_new_one_is_on_its_way(scene: Scene) ->
     scene.registry.dl = "{base}/elsewhere"
     scene.clock.advance(300)
     gate = scene.upstream.hold()
+    begun = asyncio.get_running_loop().time()
     for _ in range(3):
         assert await scene.configs.get(scene.source) == FIRST
+    assert asyncio.get_running_loop().time() == begun, "and nobody waits"
     await gate.arrived()
     gate.release()
     await turns()
