@@ -776,8 +776,8 @@ async def test_a_body_may_take_longer_than_the_first_byte(
     before: Before, registry: Registry, upstream: RegistryServer
 ) -> None:
     registry.publish(LARGE)
-    tap = upstream.throttle("/crates/*", slice_bytes=100_000, pause_seconds=0.05)
-    ours = before(upstream.url, first_byte_timeout_s=IMPATIENT_S)
+    tap = upstream.throttle("/crates/*", slice_bytes=100_000, pause_seconds=0.08)
+    ours = before(upstream.url, first_byte_timeout_s=0.6)
     whole = await crate_at(ours, upstream.url + registry.download_path("large", "1.0.0"))
     assert whole == registry.crate("large", "1.0.0")
     tap.wait_for(11)
@@ -861,13 +861,13 @@ async def test_waiting_for_a_connection_is_not_the_upstreams_fault(
     before: Before, registry: Registry, upstream: RegistryServer
 ) -> None:
     registry.publish(SERDE, LARGE)
-    ours = before(upstream.url, connections=2, first_byte_timeout_s=IMPATIENT_S)
+    ours = before(upstream.url, connections=2, first_byte_timeout_s=0.8)
     url = upstream.url + registry.download_path("large", "1.0.0")
     tap = upstream.tap("/crates/*", slice_bytes=100_000)
     slow = [asyncio.ensure_future(crate_at(ours, url)) for _ in range(2)]
     await upstream.arrived("/crates/*", 2)
     waiting = asyncio.ensure_future(index_of_serde(ours))
-    done, _ = await asyncio.wait({waiting}, timeout=2 * IMPATIENT_S)
+    done, _ = await asyncio.wait({waiting}, timeout=1.0)
     assert not done
     tap.open()
     assert await waiting == registry.index("serde")

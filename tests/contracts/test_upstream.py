@@ -32,7 +32,7 @@ LARGE = Package("large", "1.0.0", padding_bytes=300_000)
 INDEX_PATH = "se/rd/serde"
 SERDE_INDEX = "/index/se/rd/serde"
 CRATES = "/crates/*"
-IMPATIENT_S = 0.4
+IMPATIENT_S = 0.6
 
 
 @dataclass(frozen=True, slots=True)
