@@ -73,6 +73,7 @@ class Crates:
         self._mismatches: MemoryTier[Key, tuple[float, ChecksumMismatch]] = MemoryTier(
             _REMEMBERED_MAX
         )
+        self._lacking: MemoryTier[tuple[Named, str | None], float] = MemoryTier(_REMEMBERED_MAX)
         self._unstorable: MemoryTier[Key, float] = MemoryTier(_REMEMBERED_MAX)
         # The number of the last landing of each key: whoever finds another one looks again.
         self._landings: MemoryTier[Key, int] = MemoryTier(_REMEMBERED_MAX)
@@ -124,18 +125,22 @@ class Crates:
             return digest
         if sha256 is not None and await self._blobs.was_named(sha256, named):
             return sha256
-        if held is None or not self._is_recent(held):
+        if not self._is_known_to_lack((named, sha256)):
             refreshed = await self._indexes.refreshed(source, name, held)
             digest = _choose(refreshed, named, sha256)
             if digest is not None:
                 return digest
+            until = self._clock.monotonic() + NEGATIVE_FRESH_S
+            self._lacking.put((named, sha256), until, 1)
         subject = f"{named.crate} {named.version}"
         if sha256 is not None:
             subject = f"{subject} with sha256 {sha256}"
         return NoSuchCrate(f"the index of {source.name} has no {subject}")
 
-    def _is_recent(self, held: Rendered) -> bool:
-        return 0 <= self._clock.now() - held.snapshot.confirmed_at < NEGATIVE_FRESH_S
+    def _is_known_to_lack(self, wanted: tuple[Named, str | None]) -> bool:
+        """Tell whether the upstream was asked for this very version a moment ago, in vain."""
+        until = self._lacking.get(wanted)
+        return until is not None and self._clock.monotonic() < until
 
     def _refuse_known_mismatch(self, key: Key) -> None:
         known = self._mismatches.get(key)

@@ -270,7 +270,7 @@ def state(request: pytest.FixtureRequest) -> Callable[[Holdfast], None]:
     return bring
 
 
-def after(proxy: Holdfast, state: Callable[[Holdfast], None]) -> None:
+def serve_again(proxy: Holdfast) -> None:
     """Let the proxy serve again if it does not."""
     if not (proxy.cache_dir / "control.sock").exists():
         proxy.start()
@@ -312,7 +312,7 @@ def test_a_soft_purge_makes_it_ask_again_and_forgets_nothing(
     upstream.clear()
     run = proxy.command("purge", "--registry", "crates-io", "--soft", "small").succeeded()
     assert "1 index files" in run.stdout
-    after(proxy, state)
+    serve_again(proxy)
     answer = proxy.get(SMALL)
     assert (answer.how, answer.body) == ("revalidated", stocked.index("small"))
     (asked,) = upstream.requests("/index/sm/*")
@@ -335,7 +335,7 @@ def test_a_hard_purge_forgets_index_file_and_crate_and_nothing_else(
     result = json.loads(run.succeeded().stdout)
     assert (result["index_files"], result["blobs"]) == (1, 1)
     assert result["unknown"] == ["never-held"]
-    after(proxy, state)
+    serve_again(proxy)
     assert proxy.get(SMALL).how == "miss"
     assert "if-none-match" not in upstream.requests("/index/sm/*")[0].headers
     assert proxy.get(crate_url("small")).how == "miss"
@@ -355,7 +355,7 @@ def test_a_purge_of_all_leaves_nothing(
     proxy.command("purge", "--registry", "crates-io", "--all").succeeded()
     assert stats(proxy)["stored"]["blobs"]["blobs"] == 0
     upstream.stop()
-    after(proxy, state)
+    serve_again(proxy)
     for url in (SMALL, crate_url("small"), crate_url("large")):
         assert proxy.get(url).status == 503, url
 
@@ -381,7 +381,7 @@ def test_verify_finds_what_is_bad_sets_it_aside_and_fetches_it_anew(
     assert (proxy.cache_dir / "quarantine" / digest).exists()
     report = json.loads(proxy.command("verify", "--json").succeeded().stdout)
     assert (report["blobs_checked"], report["faults"]) == (2, [])
-    after(proxy, state)
+    serve_again(proxy)
     answer = proxy.get(crate_url("large"))
     assert (answer.how, answer.body) == ("hit", stocked.crate("large", "1.0.0"))
     assert upstream.count("/crates/large/*") == 2
@@ -426,7 +426,7 @@ def test_gc_makes_room_down_to_a_limit_that_was_lowered(
     freed = json.loads(proxy.command("gc", "--json").succeeded().stdout)["freed_bytes"]
     assert freed >= LARGE_BYTES
     assert stats(proxy)["stored"]["blobs"]["blobs"] == 1
-    after(proxy, state)
+    serve_again(proxy)
     assert proxy.get(crate_url("small")).how == "hit"
 
 

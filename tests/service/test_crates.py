@@ -607,11 +607,14 @@ async def test_a_file_that_is_not_where_the_index_says_is_absent_and_not_remembe
 # Which bytes
 
 
-async def test_a_version_that_the_snapshot_lacks_refreshes_it_once(scene: Scene) -> None:
+@pytest.mark.parametrize("age_s", [0, 6])
+async def test_a_version_that_the_snapshot_lacks_refreshes_it_once(
+    scene: Scene, age_s: float
+) -> None:
     scene.publish(SERDE)
     await scene.index("serde")
     scene.publish(NEWER)
-    scene.clock.advance(6)
+    scene.clock.advance(age_s)
     scene.tell()
     assert (await scene.download(NEWER)).body == scene.registry.crate("serde", "1.0.1")
     assert scene.tell() == [
