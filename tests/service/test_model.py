@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from proxy.core import sparse
 from proxy.core.answers import Absent, Answer, Found, Validators
 from proxy.core.events import How
 from proxy.core.failures import (
@@ -95,13 +96,18 @@ class Witness(ScriptedUpstream):
         self, path: str, validators: Validators, *, new_connection: bool = False
     ) -> Answer:
         answer = await super().index_file(path, validators, new_connection=new_connection)
-        if isinstance(answer, Found | Absent):
+        if isinstance(answer, Absent) or (isinstance(answer, Found) and _is_believed(path, answer)):
             self.said[path] = answer
         if isinstance(answer, Absent):
             self.opinions.setdefault(path, []).append(new_connection)
         else:
             self.opinions[path] = []
         return answer
+
+
+def _is_believed(path: str, found: Found) -> bool:
+    """Tell whether a body counts as something said: garbage is not learned, and not remembered."""
+    return sparse.check(found.body, path.rpartition("/")[2]) is None
 
 
 class House(RuleBasedStateMachine):
