@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak format lock clean
+.PHONY: help run test check soak bench format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -15,7 +15,7 @@ help: ## list the targets
 run: $(VENV)/.run ## serve crates.io on 127.0.0.1:8080; ARGS="..." for more
 	@$(BIN)/holdfast serve $(ARGS)
 
-test: $(VENV)/.dev ## the test suite (10 minutes at most)
+test: $(VENV)/.dev $(VENV)/.servers ## the test suite (10 minutes at most)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import contracts
@@ -26,6 +26,9 @@ check: $(VENV)/.dev ## format, lint, types, import contracts
 
 soak: $(VENV)/.dev ## loops and scale: what takes longer than a test may
 	$(BIN)/python -m pytest tests/soak --soak -p no:randomly $(ARGS)
+
+bench: $(VENV)/.dev ## speed, side by side with the peers that are installed
+	$(BIN)/python -m benchmarks $(ARGS)
 
 format: $(VENV)/.dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
@@ -47,6 +50,14 @@ $(BIN)/python:
 $(VENV)/.run: $(BIN)/python requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The servers that some tests put in front. Unpacked, not installed: nothing is started by it.
+$(VENV)/.servers: $(BIN)/python
+	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || { \
+	  { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && cd $(VENV) && apt-get download -qq nginx \
+	  && dpkg-deb -x nginx_*.deb servers && rm nginx_*.deb; } \
+	  || { echo "the tests need nginx: install the package nginx" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python requirements-dev.lock pyproject.toml

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket as sockets
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -45,13 +46,17 @@ from proxy.service.crates import Crates
 from proxy.service.housekeeping import Housekeeping
 from proxy.service.indexes import Indexes
 from proxy.service.insistence import Insistence
+from proxy.service.journeys import Journeys
 from proxy.service.operations import Json, Operations
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
+from proxy.web import tls as tls_towards_clients
 from proxy.web.control import SOCKET_NAME, control_app
+from proxy.web.entrance import Entrance
+from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
-from proxy.web.rim import Journeys, Rim
+from proxy.web.rim import Rim
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +64,6 @@ _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
 _FIRST_BYTE_TIMEOUT_S: Final = 15.0
 _UPKEEP_EVERY_S: Final = 5.0
-_BACKLOG: Final = 1024
 # A command has no clients to drain: what it began may end.
 _COMMAND_PATIENCE_S: Final = 5.0
 
@@ -243,11 +247,15 @@ async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, _refuse_to_reload)
+    files = settings.server.tls
+    tls = None
+    if files is not None:
+        tls = tls_towards_clients.server_context(files.certificate, files.key)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(settings, tls))
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(house(settings, serving=True))
         readiness = Readiness()
-        urls = await _open_doors(stack, settings, rooms, readiness)
+        urls = await _open_doors(stack, settings, rooms, readiness, tls)
         await _open_control(stack, settings.cache.dir, rooms)
         await _set_gauges(rooms)
         upkeep = asyncio.create_task(_upkeep(rooms))
@@ -263,27 +271,60 @@ async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> No
 
 
 async def _open_doors(
-    stack: AsyncExitStack, settings: Settings, rooms: House, readiness: Readiness
+    stack: AsyncExitStack,
+    settings: Settings,
+    rooms: House,
+    readiness: Readiness,
+    tls: ssl.SSLContext | None,
 ) -> list[str]:
     """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
     server = settings.server
     pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
-    runner = await _runner(
+    main = await _entrance(
         stack,
-        _rim(rooms, pages, admin_only_elsewhere=server.admin_listen is not None),
-        server.drain_s,
+        settings,
+        rooms,
+        _app(rooms, pages, admin_only_elsewhere=server.admin_listen is not None),
+        tls,
     )
-    urls = [await _listen(runner, address) for address in server.listen]
+    scheme = "http" if tls is None else "https"
+    urls = []
+    for address in server.listen:
+        port = await main.listen(address.host, address.port)
+        urls.append(f"{scheme}://{ListenAddress(address.host, port)}/")
     rooms.telemetry.watch_connections(
-        "http/1.1", lambda: len(runner.server.connections) if runner.server is not None else 0
+        {"http/1.1": main.http1_connections, "h2": main.http2_connections}
     )
     if server.admin_listen is not None:
-        admin = await _runner(stack, _rim(rooms, pages, admin_only_elsewhere=False), server.drain_s)
-        await _listen(admin, server.admin_listen)
+        admin_app = _app(rooms, pages, admin_only_elsewhere=False)
+        # Probes and scrapers inside the site: this port speaks cleartext always.
+        admin = await _entrance(stack, settings, rooms, admin_app, None)
+        await admin.listen(server.admin_listen.host, server.admin_listen.port)
     return urls
 
 
-def _rim(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Application:
+async def _entrance(
+    stack: AsyncExitStack,
+    settings: Settings,
+    rooms: House,
+    app: web.Application,
+    tls: ssl.SSLContext | None,
+) -> Entrance:
+    hot = HotPath(rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry)
+    entrance = Entrance(
+        app,
+        hot,
+        rooms.addresses,
+        h2c=settings.server.h2c,
+        tls=tls,
+        drain_s=settings.server.drain_s,
+    )
+    await entrance.open()
+    stack.push_async_callback(lambda: entrance.close(rooms.patience.left_s()))
+    return entrance
+
+
+def _app(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Application:
     rim = Rim(
         rooms.registries,
         rooms.journeys,
@@ -298,39 +339,12 @@ def _rim(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Appli
     return app
 
 
-async def _runner(stack: AsyncExitStack, app: web.Application, drain_s: float) -> web.AppRunner:
+async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) -> None:
     runner = web.AppRunner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        handler_cancellation=False,
-        shutdown_timeout=drain_s,
-        keepalive_timeout=75.0,
+        control_app(rooms.operations), access_log=None, handle_signals=False, shutdown_timeout=0
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    return runner
-
-
-async def _listen(runner: web.AppRunner, address: ListenAddress) -> str:
-    """Listen on one address; returns its URL, with the port that the kernel chose for port 0."""
-    family = sockets.AF_INET6 if ":" in address.host else sockets.AF_INET
-    try:
-        listener = sockets.create_server(
-            (address.host, address.port), family=family, backlog=_BACKLOG, reuse_port=False
-        )
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while ")[0]
-        raise OSError(f"cannot listen on {address}: {reason}") from error
-    listener.setblocking(False)
-    site = web.SockSite(runner, listener, backlog=_BACKLOG)
-    await site.start()
-    port = listener.getsockname()[1]
-    return f"http://{ListenAddress(address.host, port)}/"
-
-
-async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) -> None:
-    runner = await _runner(stack, control_app(rooms.operations), 0)
     path = directory / SOCKET_NAME
     path.unlink(missing_ok=True)
     bound = stack.enter_context(short_path(path))
@@ -378,8 +392,18 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _refuse_to_reload() -> None:
-    logger.warning("SIGHUP: this version cannot reload; restart it to change its configuration")
+def _reload(settings: Settings, tls: ssl.SSLContext | None) -> None:
+    """Read the certificate again; whatever else has changed needs a restart in this version."""
+    files = settings.server.tls
+    if tls is None or files is None:
+        logger.warning("SIGHUP: only the certificate of server.tls is reloaded, and there is none")
+        return
+    try:
+        tls_towards_clients.load(tls, files.certificate, files.key)
+    except tls_towards_clients.CertificateRefused as refused:
+        logger.error("SIGHUP: the certificate in use stays: %s", refused)  # noqa: TRY400
+    else:
+        logger.info("SIGHUP: the certificate was read again")
 
 
 def _raise_file_limit() -> None:

@@ -34,6 +34,7 @@ from proxy.config_values import (
     MinFree,
     Network,
     Secret,
+    TlsFiles,
     ValueRefused,
     parse_absent_status,
     parse_contact,
@@ -50,10 +51,12 @@ from proxy.config_values import (
     parse_secret,
     parse_served_host,
     parse_size,
+    parse_tls,
     write_duration,
     write_min_free,
     write_secret,
     write_size,
+    write_tls,
 )
 
 _CONNECTIONS_MAX: Final = 10_000
@@ -153,7 +156,9 @@ class ServerSettings(_Section):
     ] = ()
     trusted_proxies: Annotated[tuple[_Network, ...], _List] = ()
     h2c: bool = True
-    tls: Annotated[None, PlainValidator(_absent("TLS is"))] = Field(None, exclude=True)
+    tls: Annotated[TlsFiles, PlainValidator(parse_tls), PlainSerializer(write_tls)] | None = Field(
+        None, description="clients are spoken to in cleartext"
+    )
     drain_s: _Duration = Field(25.0, alias="drain")
     contact: Annotated[str, PlainValidator(parse_contact)] | None = Field(
         None, description="upstreams are not told whom to write to"

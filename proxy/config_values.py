@@ -364,6 +364,28 @@ class Secret:
         return f"Secret({source})"
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Where the certificate chain and its private key are, in PEM."""
+
+    certificate: Path
+    key: Path
+
+
+def parse_tls(value: object) -> TlsFiles:
+    """Read `{ certificate = "PATH", key = "PATH" }`; the files are opened where they are used."""
+    if not isinstance(value, dict) or value.keys() != {"certificate", "key"}:
+        raise ValueRefused('expected { certificate = "PATH", key = "PATH" }')
+    return TlsFiles(parse_path(value["certificate"]), parse_path(value["key"]))
+
+
+def write_tls(files: TlsFiles | None) -> dict[str, str] | None:
+    """Write where certificate and key are."""
+    if files is None:
+        return None
+    return {"certificate": str(files.certificate), "key": str(files.key)}
+
+
 def parse_secret(value: object, environ: Mapping[str, str]) -> Secret:
     """Read `{ env = "NAME" }` or `{ file = "PATH" }`, and what it leads to. Raises ValueRefused."""
     if isinstance(value, str):

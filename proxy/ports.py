@@ -236,6 +236,13 @@ class BlobStore(Protocol):
         """Open a blob and count it as used now. A store that cannot be read is a miss."""
         ...
 
+    def at_hand(self, digest: str) -> bytes | None:
+        """Return a whole small blob that is in memory, counting it as used now.
+
+        None says nothing about the store: `open` is who knows.
+        """
+        ...
+
     async def draft(self, expected_bytes: int | None) -> Draft:
         """Begin a file, evicting to make room for it. Raises StoreFailure if there is none."""
         ...

@@ -292,7 +292,6 @@ def test_a_mistake_is_named_by_its_key(write: Write, text: str, key: str, expect
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("[server]\ntls = { certificate = 'c', key = 'k' }", "server.tls"),
         (COMPANY + "owns = ['company-*']", "upstreams.company.owns"),
         (COMPANY + "owns = []", "upstreams.company.owns"),
         (COMPANY + "mirrors = ['sparse+https://a/']", "upstreams.company.mirrors"),
@@ -459,7 +458,7 @@ def test_a_variable_does_not_paper_over_something_that_is_no_table(write: Write)
         ("HOLDFAST__UPSTREAMS___COMPANY__INDEX", "x", "HOLDFAST__UPSTREAMS__NAME__KEY"),
         ("HOLDFAST__UPSTREAMS__COMPANY__INDX", "x", "did you mean INDEX?"),
         ("HOLDFAST__UPSTREAMS__CRATES_IO__TOKEN", SECRET, "TOKEN__ENV or"),
-        ("HOLDFAST__SERVER__TLS__KEY", "k.pem", "not available in this version"),
+        ("HOLDFAST__SERVER__TLS__KEY", "k.pem", "expected { certificate"),
         ("HOLDFAST__SERVER__LISTEN", "127.0.0.1:1", "list in JSON"),
         ("HOLDFAST__SERVER__LISTEN", '["127.0.0.1:1"', "JSON list"),
         ("HOLDFAST__SERVER__LISTEN", "[" * 100_000, "JSON list"),
@@ -1155,3 +1154,12 @@ def test_every_key_has_a_way_to_be_read_from_a_variable() -> None:
 def test_overrides_that_say_nothing_change_nothing() -> None:
     assert dataclasses.astuple(Overrides()) == ((), None, False)
     assert load(None, {}, Overrides()) == load(None, {})
+
+
+def test_certificate_and_key_come_together_and_lie_beside_the_file(write: Write) -> None:
+    file = write("[server]\ntls = { certificate = 'cert.pem', key = '/etc/key.pem' }")
+    tls = load(file, {}).server.tls
+    assert tls is not None
+    assert (tls.certificate, tls.key) == (file.parent / "cert.pem", Path("/etc/key.pem"))
+    for text in ("tls = { certificate = 'c' }", "tls = 'c'", "tls = { cert = 'c', key = 'k' }"):
+        assert list(problems(write(f"[server]\n{text}"))) in (["server.tls"], ["server.tls.cert"])

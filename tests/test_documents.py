@@ -226,7 +226,7 @@ def test_every_configuration_key_named_exists(name: str) -> None:
     known = settings_keys()
     sections = "|".join({key.partition(".")[0] for key in known})
     for span in spans(name):
-        key = re.match(rf"({sections})\.(?:NAME\.)?([a-z_]+)", span)
+        key = re.match(rf"({sections})\.(?:NAME\.)?([a-z0-9_]+)", span)
         if key is not None and not span.endswith(".db"):
             assert f"{key[1]}.{key[2]}" in known, f"{name}: {span}"
 
@@ -274,7 +274,7 @@ def test_the_labels_of_each_metric_are_documented() -> None:
     telemetry = Telemetry(["crates-io"], ["crates-io"], VERSION, SystemClock())
     telemetry.watch_flights(lambda: 0)
     telemetry.watch_upstream("crates-io", lambda: False)
-    telemetry.watch_connections("http/1.1", lambda: 0)
+    telemetry.watch_connections({"http/1.1": lambda: 0})
     telemetry.set_cache("blobs", used=1, entries=1, limit=1)
     page = telemetry.render()[0].decode()
     types = types_on_the_page(page)

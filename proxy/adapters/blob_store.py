@@ -127,13 +127,19 @@ class FileBlobStore(BlobStore):
         self._shelf.close()
         self._threads.close()
 
+    def at_hand(self, digest: str) -> bytes | None:
+        """Return a blob of a single block that is in memory."""
+        in_memory = self._blocks.alone(digest)
+        if in_memory is not None:
+            self._ledger.note_use(digest)
+        return in_memory
+
     async def open(self, digest: str) -> Blob | None:
         """Open a blob: one of a single block that is in memory without touching the disk."""
         if not is_sha256(digest):
             return None
-        in_memory = self._blocks.alone(digest)
+        in_memory = self.at_hand(digest)
         if in_memory is not None:
-            self._ledger.note_use(digest)
             return MemoryBlob(in_memory)
         file = await self._shelf.open(digest)
         if file is None:

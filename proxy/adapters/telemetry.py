@@ -7,7 +7,7 @@ is one warning at its beginning and one line at its end.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -261,12 +261,13 @@ class Telemetry(Observer):
         gauge = Gauge("holdfast_flights", "Fetches running now", registry=self._registry)
         gauge.set_function(flights)
 
-    def watch_connections(self, protocol: str, connections: Callable[[], int]) -> None:
-        """Let the gauge of open connections ask `connections` when it is read."""
+    def watch_connections(self, connections: Mapping[str, Callable[[], int]]) -> None:
+        """Let the gauge of open connections, by protocol, ask when it is read."""
         gauge = Gauge(
             "holdfast_connections", "Open connections", ("protocol",), registry=self._registry
         )
-        gauge.labels(protocol).set_function(connections)
+        for protocol, count in connections.items():
+            gauge.labels(protocol).set_function(count)
 
     def watch_upstream(self, upstream: str, is_failing: Callable[[], bool]) -> None:
         """Let the gauge of an upstream's state ask `is_failing` when it is read."""

@@ -9,6 +9,7 @@ a crate or a version may look like is `names`' word; nothing here knows which re
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -82,8 +83,13 @@ _ALIASES: Final = {"healthz", "readyz", "metrics"}
 _UNREADABLE: Final = "\ufffd"
 
 
+@lru_cache(maxsize=4096)
 def route(raw_path: str) -> Route:
-    """Read the path of a request target, without query, percent-encoded as it came."""
+    """Read the path of a request target, without query, percent-encoded as it came.
+
+    A resolve asks for the same few hundred paths over and over; reading one costs more than all
+    that follows for a hot answer.
+    """
     if len(raw_path) > _PATH_MAX_CHARS or _VISIBLE.fullmatch(raw_path) is None:
         return Nowhere("")
     raw = [segment for segment in raw_path.split("/") if segment]

@@ -95,6 +95,24 @@ class Crates:
                 return digest
             return await self._bring(source, named, digest)
 
+    def hot(
+        self, source: Source, crate: str, version: str, sha256: str | None
+    ) -> tuple[str, bytes] | None:
+        """Return digest and bytes of a small crate that is all in memory: the way without an await.
+
+        None says nothing but "ask `open`".
+        """
+        rendered = self._indexes.in_memory(source, crate.lower())
+        digest = _choose(rendered, Named(source.name, crate, version), sha256)
+        if digest is None:
+            return None
+        body = self._blobs.at_hand(digest)
+        return None if body is None else (digest, body)
+
+    def expect(self, source: Source) -> None:
+        """Prepare for downloads from a source: where its crates are is a round trip of its own."""
+        self._configs.expect(source)
+
     async def fetch(self, source: Source, named: Named, digest: str) -> NoSuchCrate | None:
         """Bring one blob in, for nobody in particular. Raises UpstreamFailure or StoreFailure."""
         async with patience(source):

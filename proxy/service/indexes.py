@@ -153,6 +153,10 @@ class Indexes:
         age = self._clock.now() - rendered.snapshot.confirmed_at
         return rendered if 0 <= age < source.terms.fresh_for_s else None
 
+    def in_memory(self, source: Source, name: str) -> Rendered | None:
+        """Return what memory holds of `name`, however old."""
+        return self._forms.get((source.name, name))
+
     async def _ask_and_wait(
         self,
         source: Source,

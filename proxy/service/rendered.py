@@ -7,7 +7,7 @@ its own, from the digest of the identity bytes, so that replicas and restarts ag
 
 import gzip
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from proxy.core.answers import Snapshot
@@ -29,6 +29,8 @@ class Rendered:
     etag: str
     gzip_etag: str
     last_modified: str
+    # What the rim has made of it for the wire, by its own keys; goes when this does.
+    wire: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def cost_bytes(self) -> int:
@@ -63,4 +65,5 @@ def with_snapshot(rendered: Rendered, snapshot: Snapshot) -> Rendered:
         rendered,
         snapshot=snapshot,
         last_modified=snapshot.validators.last_modified or format_http_date(snapshot.learned_at),
+        wire={},
     )

@@ -75,8 +75,20 @@ def index_file(
     request: web.Request, rendered: Rendered, how: How, *, may_confirm: bool
 ) -> web.Response:
     """Send an index file, or 304 where the client has it and `may_confirm`."""
-    gzipped = rendered.gzipped if accepts_gzip(all_lines(request, hdrs.ACCEPT_ENCODING)) else None
-    headers = {
+    has = may_confirm and _client_has(request, rendered)
+    gzip = accepts_gzip(all_lines(request, hdrs.ACCEPT_ENCODING))
+    headers, body = index_head(rendered, how, gzip=gzip, has=has)
+    if has:
+        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return web.Response(body=body, headers=headers)
+
+
+def index_head(
+    rendered: Rendered, how: How, *, gzip: bool, has: bool
+) -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of an index file; `has`: for a 304, which has no body."""
+    gzipped = rendered.gzipped if gzip else None
+    headers: dict[str, str] = {
         hdrs.SERVER: SERVER,
         hdrs.ETAG: rendered.etag if gzipped is None else rendered.gzip_etag,
         hdrs.LAST_MODIFIED: rendered.last_modified,
@@ -84,13 +96,13 @@ def index_file(
         hdrs.CACHE_CONTROL: _NO_CACHE,
         X_CACHE: how.value,
     }
-    if may_confirm and _client_has(request, rendered):
-        return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    if has:
+        return headers, b""
     headers[hdrs.CONTENT_TYPE] = "text/plain"
     if gzipped is None:
-        return web.Response(body=rendered.identity, headers=headers)
+        return headers, rendered.identity
     headers[hdrs.CONTENT_ENCODING] = "gzip"
-    return web.Response(body=gzipped, headers=headers)
+    return headers, gzipped
 
 
 def all_lines(request: web.Request, name: str) -> str | None:
@@ -126,6 +138,19 @@ def config_file(body: bytes) -> web.Response:
     )
 
 
+def crate_headers(digest: str, how: How, *, content_addressed: bool) -> dict[str, str]:
+    """Return the headers that every answer about a crate carries."""
+    return {
+        hdrs.SERVER: SERVER,
+        hdrs.ETAG: f'"{digest}"',
+        hdrs.CACHE_CONTROL: _IMMUTABLE if content_addressed else _NO_CACHE,
+        hdrs.ACCEPT_RANGES: "bytes",
+        hdrs.CONTENT_TYPE: "application/gzip",
+        X_CACHE: how.value,
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
 async def crate_file(
     request: web.Request, served: CrateServed, *, content_addressed: bool
 ) -> tuple[web.StreamResponse, int]:
@@ -135,18 +160,10 @@ async def crate_file(
     breaks off breaks the transfer: the client must never take it for complete.
     """
     etag = f'"{served.digest}"'
-    headers = {
-        hdrs.SERVER: SERVER,
-        hdrs.ETAG: etag,
-        hdrs.CACHE_CONTROL: _IMMUTABLE if content_addressed else _NO_CACHE,
-        hdrs.ACCEPT_RANGES: "bytes",
-        X_CACHE: served.how.value,
-        "X-Content-Type-Options": "nosniff",
-    }
+    headers = crate_headers(served.digest, served.how, content_addressed=content_addressed)
     if_none_match = all_lines(request, hdrs.IF_NONE_MATCH)
     if if_none_match is not None and if_none_match_holds(if_none_match, etag):
         return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers), 0
-    headers[hdrs.CONTENT_TYPE] = "application/gzip"
     size = served.body.size_bytes
     start, stop, status = 0, size, HTTPStatus.OK
     wanted = _range(request, etag, size) if served.seekable and size is not None else None

@@ -29,10 +29,8 @@ from proxy.core.forwarded import (
 )
 from proxy.core.freshness import age_s
 from proxy.ports import Clock, Observer
-from proxy.service.api import Api
-from proxy.service.crates import Crates
-from proxy.service.indexes import IndexAbsent, Indexes
-from proxy.service.insistence import Insistence
+from proxy.service.indexes import IndexAbsent
+from proxy.service.journeys import Journeys
 from proxy.service.registry import Registry
 from proxy.web import replies
 from proxy.web.failures import told
@@ -43,16 +41,6 @@ logger = logging.getLogger(__name__)
 InRegistry = routes.ConfigFile | routes.IndexFile | routes.CrateFile | routes.ApiCall
 
 _READING: Final = (hdrs.METH_GET, hdrs.METH_HEAD)
-
-
-@dataclass(frozen=True, slots=True)
-class Journeys:
-    """What the rim can set off."""
-
-    indexes: Indexes
-    crates: Crates
-    api: Api
-    insistence: Insistence
 
 
 @dataclass(slots=True)
@@ -161,6 +149,8 @@ class Rim:
         body = registry_config.ours(
             base_url(reached, self._addresses), registry.name, auth_required=registry.auth_required
         )
+        # Cargo asks for this first, and for the index and the crates after it.
+        self._journeys.crates.expect(registry.source)
         response = replies.config_file(body)
         seen.sent_bytes = len(body)
         return response

@@ -45,7 +45,7 @@ async def gathered(proxy: Holdfast, count: int) -> None:
 
 async def connections(proxy: Holdfast) -> float:
     """Return how many connections the proxy has."""
-    return await asyncio.to_thread(proxy.metric, "connections", protocol="http/1.1")
+    return await asyncio.to_thread(proxy.metric, "connections")
 
 
 async def brought_in(proxy: Holdfast, url: str) -> Answer:

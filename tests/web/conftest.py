@@ -109,7 +109,7 @@ class _Opener:
         settings = load(file, {}, Overrides())
         rooms = await self.stack.enter_async_context(compose.house(settings, serving=True))
         readiness = Readiness(ready=True, reason="")
-        url, *_ = await compose._open_doors(self.stack, settings, rooms, readiness)
+        url, *_ = await compose._open_doors(self.stack, settings, rooms, readiness, None)
         port = urlsplit(url).port
         assert port is not None, url
         return Proxy(rooms, readiness, port, self.way, root / "cache")

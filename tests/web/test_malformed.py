@@ -67,7 +67,6 @@ BAD_REQUESTS: Mapping[str, bytes] = {
     "bad address": get(b"http://[bad" + CONFIG.encode()),
     "bad port": get(b"http://localhost:99999" + CONFIG.encode()),
     "another host's path": get(b"//evil.example/x"),
-    "HTTP/2 without asking": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
 
 

@@ -26,7 +26,7 @@ async def waiting_for_answers(proxy: Proxy, count: int) -> None:
     They look into the stores first; statistics go the same way, through the same threads, behind
     them.
     """
-    while proxy.metric("connections", protocol="http/1.1") < count:
+    while proxy.metric("connections") < count:
         await asyncio.sleep(0)
     for _ in range(10):
         await proxy.rooms.housekeeping.stats()

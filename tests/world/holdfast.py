@@ -29,7 +29,7 @@ from tests.world.server import bound_socket
 Table = Mapping[str, object]
 
 COMMAND: Final = str(Path(sys.executable).with_name("holdfast"))
-SERVING: Final = " is serving on http://"
+SERVING: Final = " is serving on http"
 _START_TIMEOUT_SECONDS: Final = 30
 _STOP_TIMEOUT_SECONDS: Final = 20
 _HTTP_TIMEOUT_SECONDS: Final = 40
