@@ -40,9 +40,9 @@ class Credentials:
             value = self.parse(text)
         except (OSError, ValueError):
             return False
-        changed = value != self.value
         self.value = value
-        return changed
+        # Compared with what was refused: somebody else may have read the file meanwhile.
+        return value != refused
 
     def __repr__(self) -> str:
         return f"Credentials(file={self.file!r})"

@@ -10,6 +10,7 @@ local address of this very connection.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from itertools import chain
 from typing import Final
@@ -118,6 +119,18 @@ def client_address(reached: Reached, rules: AddressRules) -> str:
         except ValueError:
             break
     return str(_unmapped(client)) if client is not None else "local"
+
+
+@lru_cache(maxsize=4096)
+def peer_address(text: str) -> str:
+    """Write the address of a socket's other end as `client_address` does, nobody in between.
+
+    The same client must have the same name on every way in; a dual-stack listener sees IPv4 mapped.
+    """
+    try:
+        return str(_unmapped(ip_address(text.partition("%")[0])))
+    except ValueError:
+        return "local"
 
 
 def _is_host(text: str) -> bool:

@@ -109,10 +109,6 @@ class Crates:
         body = self._blobs.at_hand(digest)
         return None if body is None else (digest, body)
 
-    def expect(self, source: Source) -> None:
-        """Prepare for downloads from a source: where its crates are is a round trip of its own."""
-        self._configs.expect(source)
-
     async def fetch(self, source: Source, named: Named, digest: str) -> NoSuchCrate | None:
         """Bring one blob in, for nobody in particular. Raises UpstreamFailure or StoreFailure."""
         async with patience(source):

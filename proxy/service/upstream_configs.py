@@ -53,12 +53,6 @@ class UpstreamConfigs:
                     return stored
         raise TimedOut(f"{source.name} did not answer in time; try again")
 
-    def expect(self, source: Source) -> None:
-        """Begin to learn what will be needed soon; a client has just come by."""
-        known = self._known.get(source.name)
-        if known is None and not source.offline:
-            self._flights.join(source.name, lambda: self._fetch(source))
-
     def forget(self, upstream: str) -> None:
         """Ask again at the next need."""
         self._known.pop(upstream, None)

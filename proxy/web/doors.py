@@ -36,10 +36,17 @@ class Rooms:
 
 
 class Doorman(asyncio.Protocol):
-    """Receives a connection, and hands it on. `h2c`: whether cleartext HTTP/2 is spoken."""
+    """Receives a connection, and hands it on.
 
-    def __init__(self, rooms: Rooms, addresses: AddressRules, *, h2c: bool) -> None:
+    `waiting` has the connections that have not said yet what they speak; `h2c`: whether cleartext
+    HTTP/2 is spoken.
+    """
+
+    def __init__(
+        self, rooms: Rooms, addresses: AddressRules, waiting: set["Doorman"], *, h2c: bool
+    ) -> None:
         self._rooms = rooms
+        self._waiting = waiting
         self._addresses = addresses
         self._h2c = h2c
         self._received = bytearray()
@@ -57,6 +64,12 @@ class Doorman(asyncio.Protocol):
             return
         loop = asyncio.get_running_loop()
         self._timeout = loop.call_later(HEAD_TIMEOUT_S, transport.close)
+        self._waiting.add(self)
+
+    def abort(self) -> None:
+        """End a connection that has asked for nothing yet."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Gather the first head, and decide as soon as it can be decided."""
@@ -97,6 +110,7 @@ class Doorman(asyncio.Protocol):
         return None
 
     def _leave(self) -> None:
+        self._waiting.discard(self)
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None

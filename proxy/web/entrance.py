@@ -20,6 +20,7 @@ from proxy.web.http2.limits import Http2Limits
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
 _BACKLOG: Final = 1024
+_TURNS_TO_CLOSE: Final = 3
 _KEEP_ALIVE_S: Final = 75.0
 
 
@@ -42,6 +43,7 @@ class Entrance:
         self._tls = tls
         self._limits = Http2Limits()
         self._crowd: set[Http2Connection] = set()
+        self._waiting: set[Doorman] = set()
         self._errands: set[asyncio.Task[None]] = set()
         self._listeners: list[asyncio.Server] = []
         self._runner = web.AppRunner(
@@ -64,7 +66,8 @@ class Entrance:
             listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while ")[0]
-            raise OSError(f"cannot listen on {host} port {port}: {reason}") from error
+            shown = f"[{host}]" if ":" in host else host
+            raise OSError(f"cannot listen on {shown}:{port}: {reason}") from error
         listener.setblocking(False)
         self._listeners.append(
             await asyncio.get_running_loop().create_server(
@@ -91,7 +94,12 @@ class Entrance:
         """Accept nothing new, let what is under way end, then end it."""
         for listener in self._listeners:
             listener.close()
+        for doorman in tuple(self._waiting):
+            doorman.abort()
         await asyncio.gather(self._drain_http2(patience_s), self._runner.cleanup())
+        # Aborted connections are told so in the loop's next turns; after that nothing is open.
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def _drain_http2(self, patience_s: float) -> None:
         until = asyncio.get_running_loop().time() + patience_s
@@ -118,7 +126,7 @@ class Entrance:
 
     def _doorman(self) -> Doorman:
         rooms = Rooms(http1=self._server, http2=self._http2)
-        return Doorman(rooms, self._addresses, h2c=self._h2c)
+        return Doorman(rooms, self._addresses, self._waiting, h2c=self._h2c)
 
     def _http2(self) -> Http2Connection:
         return Http2Connection(self._server, self._hot, self._limits, self._crowd, self._errands)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from proxy.core import routes
-from proxy.core.conditional import if_modified_since_holds, if_none_match_holds
+from proxy.core.conditional import format_http_date, if_modified_since_holds, if_none_match_holds
 from proxy.core.events import How, IndexSent, Kind, RequestServed
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import age_s
@@ -65,6 +65,7 @@ class HotPath:
         self._is_open = not addresses.allowed_hosts and not addresses.public_urls
         self._clock = clock
         self._observer = observer
+        self._date: tuple[int, Field] = (0, (b"date", b""))
 
     def answer(self, fields: list[tuple[str, str]], client: str) -> Hot | None:
         """Answer a request without a body, from its fields; `client` is the peer's address.
@@ -97,7 +98,9 @@ class HotPath:
         if rendered is None:
             return None
         has = asked.has(rendered)
-        reply = _index_reply(rendered, gzip=accepts_gzip(asked.accept_encoding), has=has)
+        now = self._clock.now()
+        made = _index_reply(rendered, gzip=accepts_gzip(asked.accept_encoding), has=has)
+        reply = HotReply([*made.fields, self._dated(now)], made.body)
         return Hot(
             reply,
             registry.name,
@@ -106,7 +109,7 @@ class HotPath:
             begun,
             client,
             route.name,
-            age_s(rendered.snapshot, self._clock.now()),
+            age_s(rendered.snapshot, now),
         )
 
     def _crate(self, route: routes.CrateFile, begun: float, client: str) -> Hot | None:
@@ -118,9 +121,18 @@ class HotPath:
             return None
         digest, body = found
         headers = replies.crate_headers(digest, How.HIT, content_addressed=route.sha256 is not None)
-        reply = HotReply(_fields(200, headers, len(body)), body)
+        fields = _fields(200, headers, len(body))
+        fields.append(self._dated(self._clock.now()))
+        reply = HotReply(fields, body)
         subject = f"{route.crate} {route.version}"
         return Hot(reply, registry.name, Kind.CRATE, 200, begun, client, subject, None)
+
+    def _dated(self, now: float) -> Field:
+        """Return the Date of an answer (RFC 9110 section 6.6.1), written once a second."""
+        second = int(now)
+        if self._date[0] != second:
+            self._date = second, (b"date", format_http_date(second).encode())
+        return self._date[1]
 
     def sent(self, hot: Hot) -> None:
         """Tell of a reply that was sent."""

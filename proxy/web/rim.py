@@ -26,6 +26,7 @@ from proxy.core.forwarded import (
     check_host,
     client_address,
     is_trusted,
+    peer_address,
 )
 from proxy.core.freshness import age_s
 from proxy.ports import Clock, Observer
@@ -91,7 +92,7 @@ class Rim:
         registry = self._registries.get(route.registry)
         if registry is None:
             return replies.plain(400, self._directions(), How.REFUSED)
-        client = client_address(_reached(request), self._addresses)
+        client = self._client(request)
         seen = _Seen(registry.name, *_kind_and_subject(route), client)
         response = await self._answer(request, route, registry, seen)
         self._observer.observe(
@@ -142,6 +143,13 @@ class Rim:
             seen.how = How.ERROR
             return replies.plain(500, "an error in the proxy; its log says more", How.ERROR)
 
+    def _client(self, request: web.Request) -> str:
+        if self._addresses.trusted_proxies:
+            return client_address(_reached(request), self._addresses)
+        transport = request.transport
+        peername = transport.get_extra_info("peername") if transport is not None else None
+        return peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
+
     def _config(self, request: web.Request, registry: Registry, seen: _Seen) -> web.Response:
         reached = _reached(request)
         if reached.has_forwarded and not is_trusted(reached.peer, self._addresses):
@@ -149,8 +157,6 @@ class Rim:
         body = registry_config.ours(
             base_url(reached, self._addresses), registry.name, auth_required=registry.auth_required
         )
-        # Cargo asks for this first, and for the index and the crates after it.
-        self._journeys.crates.expect(registry.source)
         response = replies.config_file(body)
         seen.sent_bytes = len(body)
         return response

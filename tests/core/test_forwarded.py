@@ -16,6 +16,7 @@ from proxy.core.forwarded import (
     base_url,
     client_address,
     is_trusted,
+    peer_address,
 )
 from tests.core import strategies as our
 
@@ -396,3 +397,20 @@ def test_a_client_has_one_address_whichever_listener_it_came_to() -> None:
 def test_each_forwarded_header_is_noticed(claim: Claim) -> None:
     assert claim.made_in(DIRECT).has_forwarded
     assert not Claim().made_in(DIRECT).has_forwarded
+
+
+@pytest.mark.parametrize(
+    ("peer", "written"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("", "local"),
+    ],
+)
+def test_a_client_has_the_same_name_on_every_way_in(peer: str, written: str) -> None:
+    assert peer_address(peer) == written
+    if written != "local":
+        reached = Reached("http", None, ip_address(peer.partition("%")[0]), None)
+        assert client_address(reached, AddressRules()) == written

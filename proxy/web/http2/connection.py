@@ -39,6 +39,7 @@ from jh2.settings import SettingCodes, Settings
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
 from proxy.web.hot import HotPath, HotReply
 from proxy.web.http2.blocks import CarefulDecoder
@@ -139,7 +140,7 @@ class Http2Connection(asyncio.Protocol):
         """Take over a connection; `received` is what has come on it already."""
         self._transport = transport
         peername = transport.get_extra_info("peername")
-        self._client = str(peername[0]) if isinstance(peername, tuple) else "local"
+        self._client = peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
         transport.set_protocol(self)
         self._crowd.add(self)
         if upgrade is None:
