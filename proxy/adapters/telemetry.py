@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
 from proxy.core.events import (
     Event,
     Evicted,
@@ -44,7 +45,6 @@ from proxy.ports import Clock, Observer
 
 logger = logging.getLogger(__name__)
 
-_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
 _OUTCOMES: Final = (
     "found",
     "unchanged",
@@ -58,11 +58,6 @@ _OUTCOMES: Final = (
     "offline",
     "error",
 )
-_REQUEST_BUCKETS_S: Final = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 300.0),
-)
-_AGE_BUCKETS_S: Final = (1, 5, 10, 30, 60, 120, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400)
 _STORE_TROUBLE_SAID_EVERY_S: Final = 60.0
 _TURNS: Final = {
     NameRemoved: (
@@ -128,44 +123,8 @@ class Telemetry(Observer):
         self._make_cache_metrics()
 
     def _make_request_metrics(self, registries: tuple[str, ...]) -> None:
-        requests = Counter(
-            "holdfast_requests_total",
-            "Requests answered",
-            ("registry", "kind", "how", "status"),
-            registry=self._registry,
-        )
-        self._requests = {
-            (name, kind, how, status): requests.labels(name, kind.value, how.value, status)
-            for name in registries
-            for kind in Kind
-            for how in How
-            for status in _CLASSES
-        }
-        durations = Histogram(
-            "holdfast_request_duration_seconds",
-            "Time from a request's head to the end of its answer",
-            ("kind", "how"),
-            buckets=_REQUEST_BUCKETS_S,
-            registry=self._registry,
-        )
-        self._durations = {
-            (kind, how): durations.labels(kind.value, how.value) for kind in Kind for how in How
-        }
-        sent = Counter(
-            "holdfast_sent_bytes_total",
-            "Bytes of bodies sent to clients",
-            ("registry", "kind"),
-            registry=self._registry,
-        )
-        self._sent = {
-            (name, kind): sent.labels(name, kind.value) for name in registries for kind in Kind
-        }
-        self._age = Histogram(
-            "holdfast_served_age_seconds",
-            "Age of the upstream's last word on an index file that was sent",
-            buckets=_AGE_BUCKETS_S,
-            registry=self._registry,
-        )
+        self._tallies = Tallies(registries)
+        self._registry.register(self._tallies)
         self.totals.registries.update({name: RegistryTotals() for name in registries})
 
     def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
@@ -185,7 +144,7 @@ class Telemetry(Observer):
             "holdfast_upstream_duration_seconds",
             "Time that a request to an upstream took",
             ("upstream", "kind"),
-            buckets=_REQUEST_BUCKETS_S,
+            buckets=DURATION_BUCKETS_S,
             registry=self._registry,
         )
         received = Counter(
@@ -291,7 +250,7 @@ class Telemetry(Observer):
             case RequestServed():
                 self._request(event)
             case IndexSent():
-                self._age.observe(event.age_s)
+                self._tallies.sent(event.age_s)
             case UpstreamAsked():
                 self._asked(event)
             case UpstreamFailed():
@@ -340,10 +299,7 @@ class Telemetry(Observer):
         _say(logging.ERROR, f"{event.doing} failed: {event.reason}{more}", doing=event.doing)
 
     def _request(self, event: RequestServed) -> None:
-        status = _CLASSES[event.status // 100 - 2]
-        self._requests[event.registry, event.kind, event.how, status].inc()
-        self._durations[event.kind, event.how].observe(event.duration_s)
-        self._sent[event.registry, event.kind].inc(event.sent_bytes)
+        self._tallies.count(event)
         totals = self.totals.registries[event.registry]
         totals.requests += 1
         totals.sent_bytes += event.sent_bytes

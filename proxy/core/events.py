@@ -6,6 +6,7 @@ never secrets, and their names say the unit.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class How(StrEnum):
@@ -31,9 +32,12 @@ class Kind(StrEnum):
     API = "api"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestServed:
-    """One client's request is over. `subject` is what was asked for, without the query."""
+class RequestServed(NamedTuple):
+    """One client's request is over. `subject` is what was asked for, without the query.
+
+    The one event that is made tens of thousands of times a second: a tuple is made in a quarter of
+    the time of a frozen dataclass.
+    """
 
     registry: str
     kind: Kind

@@ -9,6 +9,7 @@ local address of this very connection.
 """
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -131,6 +132,26 @@ def peer_address(text: str) -> str:
         return str(_unmapped(ip_address(text.partition("%")[0])))
     except ValueError:
         return "local"
+
+
+def path_prefixes(rules: AddressRules) -> tuple[str, ...]:
+    """Return the paths of the public addresses that have one, with no slash at the end."""
+    paths = (urlsplit(url).path.rstrip("/") for url in rules.public_urls)
+    return tuple(path for path in paths if path)
+
+
+def own_path(raw_path: str, prefixes: tuple[str, ...], registries: Container[str]) -> str:
+    """Take off the path prefix of a public address, where a proxy in front has left it on.
+
+    A registry may be called as the prefix is; what is in it goes by its own path.
+    """
+    for prefix in prefixes:
+        if raw_path == prefix or raw_path.startswith(prefix + "/"):
+            first, _, rest = raw_path[1:].partition("/")
+            if first in registries and rest.startswith(("index/", "crates/", "api/")):
+                return raw_path
+            return raw_path[len(prefix) :] or "/"
+    return raw_path
 
 
 def _is_host(text: str) -> bool:

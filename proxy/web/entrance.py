@@ -15,7 +15,9 @@ from aiohttp import web
 from proxy.core.forwarded import AddressRules
 from proxy.web.doors import Doorman, Rooms
 from proxy.web.hot import HotPath
+from proxy.web.http1 import Http1Connection
 from proxy.web.http2.connection import Http2Connection
+from proxy.web.http2.heads import Shapes
 from proxy.web.http2.limits import Http2Limits
 
 HANDSHAKE_TIMEOUT_S: Final = 15.0
@@ -42,6 +44,7 @@ class Entrance:
         self._h2c = h2c
         self._tls = tls
         self._limits = Http2Limits()
+        self._shapes = Shapes()
         self._crowd: set[Http2Connection] = set()
         self._waiting: set[Doorman] = set()
         self._errands: set[asyncio.Task[None]] = set()
@@ -125,8 +128,14 @@ class Entrance:
         return server
 
     def _doorman(self) -> Doorman:
-        rooms = Rooms(http1=self._server, http2=self._http2)
+        rooms = Rooms(http1=self._http1, http2=self._http2)
         return Doorman(rooms, self._addresses, self._waiting, h2c=self._h2c)
 
+    def _http1(self) -> Http1Connection:
+        loop = asyncio.get_running_loop()
+        return Http1Connection(self._server, self._hot, loop, keep_alive_s=_KEEP_ALIVE_S)
+
     def _http2(self) -> Http2Connection:
-        return Http2Connection(self._server, self._hot, self._limits, self._crowd, self._errands)
+        return Http2Connection(
+            self._server, self._hot, self._shapes, self._limits, self._crowd, self._errands
+        )

@@ -1,17 +1,28 @@
 """Answers that need no await: an index file or a small crate that is in memory and may be served.
 
-For protocols that can answer without a handler and a task of their own. Whatever is out of the
-ordinary (another method, a forwarded header, a range, a host to be checked) is not answered here:
-None means "take the ordinary way", which gives the same answer at a higher price.
+For protocols that can answer without a handler and a task of their own. A protocol reads a request
+into `Asked` and names the `Dialect` that it writes heads in. What is out of the ordinary is not
+answered here: None means "take the ordinary way", which gives the same answer at a higher price.
+What is written for one form of one index file is kept with it.
 """
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from proxy.core import routes
 from proxy.core.conditional import format_http_date, if_modified_since_holds, if_none_match_holds
 from proxy.core.events import How, IndexSent, Kind, RequestServed
-from proxy.core.forwarded import AddressRules
+from proxy.core.forwarded import (
+    AddressRules,
+    BadHost,
+    Reached,
+    check_host,
+    client_address,
+    own_path,
+    path_prefixes,
+)
 from proxy.core.freshness import age_s
 from proxy.core.negotiation import accepts_gzip
 from proxy.ports import Clock, Observer
@@ -20,23 +31,54 @@ from proxy.service.registry import Registry
 from proxy.service.rendered import Rendered
 from proxy.web import replies
 
-Field = tuple[bytes, bytes]
+Head = TypeVar("Head")
 
 # With one of these, an answer depends on more than the hot path looks at.
-_OUT_OF_THE_ORDINARY: Final = frozenset({"range", "if-range", "forwarded", "via", "expect"})
+OUT_OF_THE_ORDINARY: Final = frozenset({"range", "if-range", "expect", "te", "content-length"})
+_REMEMBERED: Final = 4096
 
 
-class HotReply(NamedTuple):
-    """A whole answer: its fields as HTTP/2 writes them, `:status` first, and its body."""
+class Asked(NamedTuple):
+    """What a GET without a body says, of that which the hot path looks at; None: not said."""
 
-    fields: list[Field]
-    body: bytes
+    path: str
+    host: str | None = None
+    accept_encoding: str | None = None
+    if_none_match: str | None = None
+    if_modified_since: str | None = None
+    forwarded_for: str | None = None
+    forwarded_host: str | None = None
 
 
-class Hot(NamedTuple):
+# The fields whose values `Asked` holds behind the path, in its order; each may be there once.
+LOOKED_AT: Final = (
+    "host",
+    "accept-encoding",
+    "if-none-match",
+    "if-modified-since",
+    "x-forwarded-for",
+    "x-forwarded-host",
+)
+
+
+class Dialect(Generic[Head]):
+    """How one protocol writes a head, but for its Date, which is added when it is sent."""
+
+    __slots__ = ("head", "keys")
+
+    def __init__(
+        self, name: str, head: Callable[[int, Mapping[str, str], int | None], Head]
+    ) -> None:
+        self.head = head
+        self.keys = tuple(f"{name} {form}" for form in ("200", "200 gzip", "304", "304 gzip"))
+
+
+class Hot(NamedTuple, Generic[Head]):
     """A reply that may be sent, and what is to be told once it was."""
 
-    reply: HotReply
+    head: Head
+    date: str
+    body: bytes
     registry: str
     kind: Kind
     status: int
@@ -61,35 +103,61 @@ class HotPath:
         self._indexes = journeys.indexes
         self._crates = journeys.crates
         self._insistence = journeys.insistence
-        # A host to be checked or a prefix to be taken off is the ordinary way's business.
-        self._is_open = not addresses.allowed_hosts and not addresses.public_urls
+        self._trusts_proxies = bool(addresses.trusted_proxies)
+        self._checks_hosts = bool(addresses.allowed_hosts)
+        self._prefixes = path_prefixes(addresses)
         self._clock = clock
         self._observer = observer
-        self._date: tuple[int, Field] = (0, (b"date", b""))
+        self._date: tuple[int, str] = (0, "")
 
-    def answer(self, fields: list[tuple[str, str]], client: str) -> Hot | None:
-        """Answer a request without a body, from its fields; `client` is the peer's address.
+        # The same few clients and hosts come over and over.
+        @lru_cache(maxsize=_REMEMBERED)
+        def client_behind(peer: str, forwarded_for: str) -> str:
+            reached = _reached(peer, forwarded_for=forwarded_for)
+            return client_address(reached, addresses)
 
-        Nothing is counted before `sent` is called: a reply that the windows have no room for goes
-        the ordinary way.
+        @lru_cache(maxsize=_REMEMBERED)
+        def may_ask_for(peer: str, host: str | None, forwarded_host: str | None) -> bool:
+            try:
+                check_host(_reached(peer, host=host, forwarded_host=forwarded_host), addresses)
+            except BadHost:
+                return False
+            return True
+
+        self._client_behind = client_behind
+        self._may_ask_for = may_ask_for
+
+    def answer(self, asked: Asked, peer: str, dialect: Dialect[Head]) -> Hot[Head] | None:
+        """Answer a request; `peer` is the address of the socket's other end.
+
+        Nothing is counted before `sent` is called: a reply that there is no room for goes the
+        ordinary way.
         """
-        if not self._is_open:
+        if self._checks_hosts and not self._may_ask_for(peer, asked.host, asked.forwarded_host):
             return None
-        asked = _read(fields)
-        if asked is None:
-            return None
+        path = asked.path
+        if self._prefixes:
+            path = own_path(path, self._prefixes, self._registries)
         begun = self._clock.monotonic()
-        route = routes.route(asked.path)
+        client = peer
+        if self._trusts_proxies and asked.forwarded_for is not None:
+            client = self._client_behind(peer, asked.forwarded_for)
+        route = routes.route(path)
         if isinstance(route, routes.IndexFile):
-            return self._index(route, asked, begun, client)
+            return self._index(route, asked, begun, client, dialect)
         if isinstance(route, routes.CrateFile) and asked.if_none_match is None:
-            return self._crate(route, begun, client)
+            return self._crate(route, begun, client, dialect)
         return None
 
     def _index(
-        self, route: routes.IndexFile, asked: "_Asked", begun: float, client: str
-    ) -> Hot | None:
-        if asked.is_conditional:
+        self,
+        route: routes.IndexFile,
+        asked: Asked,
+        begun: float,
+        client: str,
+        dialect: Dialect[Head],
+    ) -> Hot[Head] | None:
+        if asked.if_none_match is not None or asked.if_modified_since is not None:
             self._insistence.note(client)
         registry = self._registries.get(route.registry)
         if registry is None or route.name is None:
@@ -97,12 +165,22 @@ class HotPath:
         rendered = self._indexes.hot(registry.source, route.name)
         if rendered is None:
             return None
-        has = asked.has(rendered)
+        has = _has(asked, rendered)
+        gzip = accepts_gzip(asked.accept_encoding)
+        key = dialect.keys[gzip + 2 * has]
+        made = rendered.wire.get(key)
+        if made is None:
+            headers, body = replies.index_head(rendered, How.HIT, gzip=gzip, has=has)
+            status, length = (304, None) if has else (200, len(body))
+            made = dialect.head(status, headers, length), body
+            rendered.wire[key] = made
+        # What lies under a dialect's key was made by that dialect.
+        head, body = cast("tuple[Head, bytes]", made)
         now = self._clock.now()
-        made = _index_reply(rendered, gzip=accepts_gzip(asked.accept_encoding), has=has)
-        reply = HotReply([*made.fields, self._dated(now)], made.body)
         return Hot(
-            reply,
+            head,
+            self._dated(now),
+            body,
             registry.name,
             Kind.INDEX,
             304 if has else 200,
@@ -112,7 +190,9 @@ class HotPath:
             age_s(rendered.snapshot, now),
         )
 
-    def _crate(self, route: routes.CrateFile, begun: float, client: str) -> Hot | None:
+    def _crate(
+        self, route: routes.CrateFile, begun: float, client: str, dialect: Dialect[Head]
+    ) -> Hot[Head] | None:
         registry = self._registries.get(route.registry)
         if registry is None or route.crate is None or route.version is None:
             return None
@@ -121,87 +201,63 @@ class HotPath:
             return None
         digest, body = found
         headers = replies.crate_headers(digest, How.HIT, content_addressed=route.sha256 is not None)
-        fields = _fields(200, headers, len(body))
-        fields.append(self._dated(self._clock.now()))
-        reply = HotReply(fields, body)
+        head = dialect.head(200, headers, len(body))
         subject = f"{route.crate} {route.version}"
-        return Hot(reply, registry.name, Kind.CRATE, 200, begun, client, subject, None)
+        date = self._dated(self._clock.now())
+        return Hot(head, date, body, registry.name, Kind.CRATE, 200, begun, client, subject, None)
 
-    def _dated(self, now: float) -> Field:
+    def _dated(self, now: float) -> str:
         """Return the Date of an answer (RFC 9110 section 6.6.1), written once a second."""
         second = int(now)
         if self._date[0] != second:
-            self._date = second, (b"date", format_http_date(second).encode())
+            self._date = second, format_http_date(second)
         return self._date[1]
 
-    def sent(self, hot: Hot) -> None:
+    def sent(self, hot: Hot[Head]) -> None:
         """Tell of a reply that was sent."""
         if hot.age_s is not None:
             self._observer.observe(IndexSent(max(0.0, hot.age_s)))
         self._observer.observe(
             RequestServed(
-                registry=hot.registry,
-                kind=hot.kind,
-                how=How.HIT,
-                status=hot.status,
-                duration_s=self._clock.monotonic() - hot.begun,
-                sent_bytes=len(hot.reply.body),
-                client=hot.client,
-                subject=hot.subject,
+                hot.registry,
+                hot.kind,
+                How.HIT,
+                hot.status,
+                self._clock.monotonic() - hot.begun,
+                len(hot.body),
+                hot.client,
+                hot.subject,
             )
         )
 
 
-class _Asked(NamedTuple):
-    """What a request's fields say, of that which the hot path can answer."""
-
-    path: str
-    accept_encoding: str | None
-    if_none_match: str | None
-    if_modified_since: str | None
-
-    @property
-    def is_conditional(self) -> bool:
-        return self.if_none_match is not None or self.if_modified_since is not None
-
-    def has(self, rendered: Rendered) -> bool:
-        if self.if_none_match is not None:
-            return if_none_match_holds(self.if_none_match, rendered.etag, rendered.gzip_etag)
-        since = self.if_modified_since
-        return since is not None and if_modified_since_holds(since, rendered.last_modified)
+def _has(asked: Asked, rendered: Rendered) -> bool:
+    """Tell whether the client holds this very file (RFC 9110 section 13.1)."""
+    etags = asked.if_none_match
+    if etags is not None:
+        if etags in (rendered.etag, rendered.gzip_etag):
+            return True
+        return if_none_match_holds(etags, rendered.etag, rendered.gzip_etag)
+    since = asked.if_modified_since
+    return since is not None and if_modified_since_holds(since, rendered.last_modified)
 
 
-def _read(fields: list[tuple[str, str]]) -> _Asked | None:
-    """Read a GET's fields; None for anything that is out of the ordinary."""
-    read: dict[str, str] = {}
-    for name, value in fields:
-        if name in _OUT_OF_THE_ORDINARY or name.startswith("x-forwarded"):
-            return None
-        read[name] = value if name not in read else f"{read[name]}, {value}"
-    if read.get(":method") != "GET" or ":path" not in read:
-        return None
-    return _Asked(
-        read[":path"],
-        read.get("accept-encoding"),
-        read.get("if-none-match"),
-        read.get("if-modified-since"),
+def _reached(
+    peer: str,
+    *,
+    host: str | None = None,
+    forwarded_host: str | None = None,
+    forwarded_for: str | None = None,
+) -> Reached:
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        address = None
+    return Reached(
+        scheme="http",
+        host=host,
+        peer=address,
+        local=None,
+        forwarded_host=forwarded_host,
+        forwarded_for=forwarded_for,
     )
-
-
-def _index_reply(rendered: Rendered, *, gzip: bool, has: bool) -> HotReply:
-    key = ("gzip" if gzip else "identity") + (" 304" if has else "")
-    reply = rendered.wire.get(key)
-    if isinstance(reply, HotReply):
-        return reply
-    headers, body = replies.index_head(rendered, How.HIT, gzip=gzip, has=has)
-    made = HotReply(_fields(304 if has else 200, headers, None if has else len(body)), body)
-    rendered.wire[key] = made
-    return made
-
-
-def _fields(status: int, headers: Mapping[str, str], length: int | None) -> list[Field]:
-    fields = [(b":status", str(status).encode())]
-    fields += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    if length is not None:
-        fields.append((b"content-length", str(length).encode()))
-    return fields

@@ -26,6 +26,8 @@ from proxy.core.forwarded import (
     check_host,
     client_address,
     is_trusted,
+    own_path,
+    path_prefixes,
     peer_address,
 )
 from proxy.core.freshness import age_s
@@ -74,7 +76,7 @@ class Rim:
         self._journeys = journeys
         self._pages = pages
         self._addresses = addresses
-        self._prefixes = _prefixes(addresses)
+        self._prefixes = path_prefixes(addresses)
         self._clock = clock
         self._observer = observer
         self._admin_only_elsewhere = admin_only_elsewhere
@@ -83,7 +85,8 @@ class Rim:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request. Raises nothing but cancellation."""
         begun = time.perf_counter()
-        route = routes.route(self._own_path(request.rel_url.raw_path))
+        raw_path = request.rel_url.raw_path
+        route = routes.route(own_path(raw_path, self._prefixes, self._registries))
         match route:
             case routes.Page():
                 return await self._page(request, route.path)
@@ -249,16 +252,6 @@ class Rim:
             return replies.plain(400, str(problem), How.REFUSED)
         return await self._pages.answer(path, base)
 
-    def _own_path(self, raw_path: str) -> str:
-        """Take off the path prefix of a public address, where a proxy in front has left it on."""
-        for prefix in self._prefixes:
-            if raw_path == prefix or raw_path.startswith(prefix + "/"):
-                first, _, rest = raw_path[1:].partition("/")
-                if first in self._registries and rest.startswith(("index/", "crates/", "api/")):
-                    return raw_path
-                return raw_path[len(prefix) :] or "/"
-        return raw_path
-
     def _directions(self) -> str:
         known = ", ".join(sorted(self._registries))
         return (
@@ -324,15 +317,6 @@ def _address(peername: object) -> Address | None:
         return ip_address(str(peername[0]).partition("%")[0])
     except ValueError:
         return None
-
-
-def _prefixes(addresses: AddressRules) -> tuple[str, ...]:
-    paths = []
-    for url in addresses.public_urls:
-        path = "/" + url.split("://", 1)[1].partition("/")[2]
-        if path.rstrip("/"):
-            paths.append(path.rstrip("/"))
-    return tuple(paths)
 
 
 def _sent_bytes(request: web.Request, response: web.Response) -> int:

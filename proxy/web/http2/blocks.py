@@ -13,15 +13,39 @@ _INTEGER_MAX_BYTES: Final = 6
 
 
 class CarefulDecoder:
-    """The library's decoder, but for blocks that are cut short."""
+    """The library's decoder, but for blocks that are cut short, and with a look ahead.
 
-    __slots__ = ("_decoder",)
+    A block may be decoded once only, since it may change the table. So what a look has found is
+    kept for whoever decodes that block next.
+    """
+
+    __slots__ = ("_decoder", "_seen")
 
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder
+        self._seen: list[tuple[bytes, bytes, bool]] | BaseException | None = None
+
+    def look(self, block: bytes) -> list[tuple[bytes, bytes, bool]] | None:
+        """Decode a block ahead of `decode`; None for one that cannot be decoded."""
+        try:
+            fields: list[tuple[bytes, bytes, bool]] = self.decode(block, raw=True)
+        except BaseException as failure:  # noqa: BLE001 - kept, and raised where it is understood
+            self._seen = failure
+            return None
+        self._seen = fields
+        return fields
+
+    def forget(self) -> None:
+        """Nobody will decode the block that was looked at."""
+        self._seen = None
 
     def decode(self, data: bytes, *, raw: bool | None = None) -> Any:
         """Decode a block. Raises IndexError if it ends too early, which the library understands."""
+        seen, self._seen = self._seen, None
+        if isinstance(seen, BaseException):
+            raise seen
+        if seen is not None:
+            return seen
         if not is_whole(data):
             raise IndexError("the header block is cut short")
         return self._decoder.decode(data, raw=raw)

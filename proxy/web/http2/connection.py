@@ -1,8 +1,8 @@
-"""One HTTP/2 connection: asyncio on one side, a sans-IO library (`jh2`) on the other.
+"""One HTTP/2 connection: asyncio on one side, a sans-IO library on the other.
 
-The library keeps the protocol: framing, HPACK, the states of RFC 9113. Here its events become
-requests to the same aiohttp application that HTTP/1.1 is served by, and responses become frames as
-the windows allow. A hot answer needs neither a task nor a handler: one look-up, one write.
+The library keeps the protocol (`proxy.web.http2.library`). Here its events become requests to the
+same aiohttp application that HTTP/1.1 is served by. A hot answer needs neither a task nor a handler
+nor the library: one look-up, one write. What is written, and when, is `proxy.web.http2.sender`'s.
 
 What is bounded: streams, header lists, what a peer may do for free, how long a stalled stream or an
 idle connection lives, and what waits to be written (when the socket is full, nothing is read).
@@ -10,13 +10,10 @@ idle connection lives, and what waits to be written (when the socket is full, no
 
 import asyncio
 import logging
-import re
 from typing import Final
 
 from aiohttp import streams, web
-from aiohttp.http import HttpVersion11, RawRequestMessage
-from jh2.config import H2Configuration
-from jh2.connection import H2Connection
+from aiohttp.http import RawRequestMessage
 from jh2.errors import ErrorCodes
 from jh2.events import (
     ConnectionTerminated,
@@ -33,17 +30,17 @@ from jh2.events import (
     UnknownFrameReceived,
     WindowUpdated,
 )
-from jh2.exceptions import ProtocolError, StreamClosedError
-from jh2.hyperframe.frame import Frame, GoAwayFrame
-from jh2.settings import SettingCodes, Settings
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
+from jh2.exceptions import ProtocolError
 
 from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
-from proxy.web.hot import HotPath, HotReply
-from proxy.web.http2.blocks import CarefulDecoder
+from proxy.web.hot import HotPath
+from proxy.web.http2 import frames
+from proxy.web.http2.frames import Cutter, Question, TooLarge
+from proxy.web.http2.heads import HTTP2, Shapes, is_well_formed, message_of
+from proxy.web.http2.library import Library, goaway
 from proxy.web.http2.limits import Http2Limits, Nuisances
+from proxy.web.http2.sender import Sender
 from proxy.web.http2.stream import Stream, StreamWriter
 
 logger = logging.getLogger(__name__)
@@ -63,35 +60,13 @@ _COST: Final = {
 # no frame that leads to something is larger than this.
 _BYTES_PER_EVENT: Final = 20_000
 _COST_OF_A_SILENT_BYTE: Final = 0.001
-_FLUSH_BYTES: Final = 256 * 1024
-# What a client allows for compressing heads is a bound, and ours to stay below.
-_ENCODER_TABLE_BYTES: Final = 4096
-_NAME: Final = re.compile(r":?[!#$%&'*+.^_`|~0-9a-z-]+")
-_NOT_IN_A_VALUE: Final = re.compile(r"[\0\r\n]")
-_LENGTH: Final = re.compile(r"[0-9]{1,18}")
-_PATH: Final = re.compile(r"/[!-~]*")
-_CONFIG: Final = H2Configuration(
-    client_side=False,
-    # Every byte has a meaning in it; what may not be in a field is the library's to refuse.
-    header_encoding="latin-1",
-    validate_outbound_headers=False,
-    normalize_outbound_headers=False,
-)
-
-
-class _Library(H2Connection):  # type: ignore[misc]
-    """The library, but for one thing: a client's GOAWAY is no end to what it still waits for."""
-
-    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
-        event = ConnectionTerminated()
-        event.error_code = frame.error_code
-        event.last_stream_id = frame.last_stream_id
-        return [], [event]
+_PREFACE_BYTES: Final = 24
 
 
 class Http2Connection(asyncio.Protocol):
     """One connection. `crowd` has all that are open, for the drain and the gauge.
 
+    `shapes` is what all connections have learned about heads.
     `errands` has the handlers that run for any of them: a handler may outlive its connection.
     """
 
@@ -99,37 +74,27 @@ class Http2Connection(asyncio.Protocol):
         self,
         server: web.Server,
         hot: HotPath,
+        shapes: Shapes,
         limits: Http2Limits,
         crowd: set["Http2Connection"],
         errands: set[asyncio.Task[None]],
     ) -> None:
         self._server = server
         self._hot = hot
+        self._shapes = shapes
         self._limits = limits
         self._crowd = crowd
         self._errands = errands
         self._loop = asyncio.get_running_loop()
-        self._h2 = _Library(config=_CONFIG)
-        self._h2.decoder = CarefulDecoder(self._h2.decoder)
-        self._h2.decoder.max_header_list_size = limits.header_list_bytes
-        self._h2.local_settings = Settings(
-            client=False,
-            initial_values={
-                SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
-                SettingCodes.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
-                SettingCodes.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-                SettingCodes.ENABLE_PUSH: 0,
-            },
-        )
+        self._h2 = Library(limits)
+        self._cutter = Cutter(_PREFACE_BYTES)
+        self._sender = Sender(self._h2, limits, self.reset)
         self._streams: dict[int, Stream] = {}
         self._nuisances = Nuisances(limits, self._loop.time())
         self._transport: asyncio.Transport
         self._client = "local"
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._greeted = False
         self._closing = False
-        self._unflushed = 0
-        self._names_seen: list[str] = []
         self._last_stream_id = 0
         self._last_activity = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -139,6 +104,7 @@ class Http2Connection(asyncio.Protocol):
     def begin(self, transport: asyncio.Transport, upgrade: Upgrade | None, received: bytes) -> None:
         """Take over a connection; `received` is what has come on it already."""
         self._transport = transport
+        self._sender.begin(transport)
         peername = transport.get_extra_info("peername")
         self._client = peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
         transport.set_protocol(self)
@@ -165,27 +131,23 @@ class Http2Connection(asyncio.Protocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._closing = True
-        self._writable.set()
+        self._sender.resume()
         for stream in tuple(self._streams.values()):
             stream.lose()
 
     def pause_writing(self) -> None:
         """The socket is full: write no more, and take on no more."""
-        self._writable.clear()
+        self._sender.pause()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """There is room again."""
-        self._writable.set()
+        self._sender.resume()
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
     async def drain(self) -> None:
-        """Tell the client to go elsewhere, and wait until every accepted stream has ended.
-
-        The library would close the connection with its GOAWAY, so the frame is written past it
-        (RFC 9113 section 6.8): streams above the last one named are refused, the others go on.
-        """
+        """Tell the client to go elsewhere, and wait until every accepted stream has ended."""
         if not self._closing:
             self._closing = True
             self._goaway(ErrorCodes.NO_ERROR)
@@ -210,9 +172,8 @@ class Http2Connection(asyncio.Protocol):
         self._idle_timer = self._loop.call_later(self._limits.stall_timeout_s, self.abort)
 
     def _goaway(self, code: ErrorCodes) -> None:
-        frame = GoAwayFrame(0, last_stream_id=self._last_stream_id, error_code=int(code))
         self._flush()
-        self._transport.write(frame.serialize())
+        self._transport.write(goaway(self._last_stream_id, int(code)))
 
     def _watch_idleness(self) -> None:
         """Close a connection on which nothing has been asked for a while."""
@@ -230,7 +191,24 @@ class Http2Connection(asyncio.Protocol):
     # What comes in
 
     def data_received(self, data: bytes) -> None:
-        """Feed the library, do what its events say, write what they led to."""
+        """Answer what can be answered at once, feed the library the rest, write all of it."""
+        try:
+            whole = self._cutter.cut(data)
+        except TooLarge:
+            self._break(ErrorCodes.FRAME_SIZE_ERROR)
+            return
+        for part in whole:
+            if isinstance(part, Question):
+                if not self._answer_at_once(part):
+                    self._feed(part.frame)
+            else:
+                self._feed(part)
+            if self._transport.is_closing():
+                return
+        self._flush()
+
+    def _feed(self, data: bytes) -> None:
+        """Feed the library whole frames, and do what its events say."""
         try:
             happened = self._h2.receive_data(data)
         except ProtocolError as error:
@@ -245,7 +223,7 @@ class Http2Connection(asyncio.Protocol):
             self._happened(event)
             if self._transport.is_closing():
                 return
-        self._flush()
+        self._sender.collect()
 
     def _happened(self, event: Event) -> None:
         match event:
@@ -273,9 +251,8 @@ class Http2Connection(asyncio.Protocol):
                 if stream is not None:
                     stream.lose()
             case RemoteSettingsChanged():
-                self._h2.encoder.header_table_size = min(
-                    self._h2.encoder.header_table_size, _ENCODER_TABLE_BYTES
-                )
+                self._greeted = True
+                self._h2.learn_settings()
                 self._opened(0)
             case ConnectionTerminated():
                 self._closing = True
@@ -287,8 +264,11 @@ class Http2Connection(asyncio.Protocol):
     def _count(self, nuisances: float) -> None:
         if self._nuisances.too_many(self._loop.time(), nuisances) and not self._closing:
             logger.debug("a client sent too much that costs nothing to send")
-            self._goaway(ErrorCodes.ENHANCE_YOUR_CALM)
-            self._close_broken()
+            self._break(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    def _break(self, code: ErrorCodes) -> None:
+        self._goaway(code)
+        self._close_broken()
 
     def _close_broken(self) -> None:
         self._closing = True
@@ -328,28 +308,40 @@ class Http2Connection(asyncio.Protocol):
 
     # Requests
 
+    def _answer_at_once(self, question: Question) -> bool:
+        """Answer past the library, without a task, if the answer is at hand and there is room."""
+        if self._closing or not self._greeted or not self._sender.is_writable:
+            return False
+        fields = self._h2.look(question.stream_id, question.block)
+        asked = self._shapes.read(fields) if fields is not None else None
+        hot = self._hot.answer(asked, self._client, HTTP2) if asked is not None else None
+        if hot is None or len(hot.body) > self._h2.room():
+            return False
+        date = (b"date", hot.date.encode(), False)
+        block = self._h2.skip(question.stream_id, [*hot.head, date], len(hot.body))
+        pieces = frames.answer(
+            question.stream_id, block, hot.body, self._h2.max_outbound_frame_size
+        )
+        self._sender.add(pieces, len(block) + len(hot.body))
+        self._last_stream_id = question.stream_id
+        self._last_activity = self._loop.time()
+        self._nuisances.excuse()
+        self._hot.sent(hot)
+        return True
+
     def _request(self, stream_id: int, headers: list[tuple[str, str]], *, ended: bool) -> None:
         self._last_activity = self._loop.time()
         if self._closing:
             self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         self._last_stream_id = max(self._last_stream_id, stream_id)
-        if not self._is_well_formed(headers, ended=ended):
-            self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
-            return
-        if ended and self._writable.is_set():
-            hot = self._hot.answer(headers, self._client)
-            try:
-                if hot is not None and self._answer_at_once(stream_id, hot.reply):
-                    self._hot.sent(hot)
-                    return
-            except StreamClosedError:
-                return  # reset in the same breath
-        stream = Stream(self, stream_id, self._transport)
-        message = _message(headers)
+        message = message_of(headers) if is_well_formed(headers, ended=ended) else None
         if message is None:
             self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
+        if ended:
+            self._shapes.learn(headers)
+        stream = Stream(self, stream_id, self._transport)
         self._streams[stream_id] = stream
         if ended:
             stream.request_ended = True
@@ -360,50 +352,6 @@ class Http2Connection(asyncio.Protocol):
         stream.task = self._loop.create_task(self._serve(stream, message))
         self._errands.add(stream.task)
         stream.task.add_done_callback(self._errands.discard)
-
-    def _is_well_formed(self, headers: list[tuple[str, str]], *, ended: bool) -> bool:
-        """Check what the library lets through (RFC 9113 sections 8.1.1 and 8.2.1).
-
-        A client's requests have the same names over and over: they are looked at once.
-        """
-        names = [name for name, _ in headers]
-        if names != self._names_seen:
-            if not all(_NAME.fullmatch(name) for name in names):
-                return False
-            self._names_seen = names
-        if _NOT_IN_A_VALUE.search("".join([value for _, value in headers])):
-            return False
-        if "content-length" not in names:
-            return True
-        lengths = {value for name, value in headers if name == "content-length"}
-        return (
-            len(lengths) == 1
-            and bool(_LENGTH.fullmatch(length := lengths.pop()))
-            and (not ended or int(length) == 0)
-        )
-
-    def _answer_at_once(self, stream_id: int, reply: HotReply) -> bool:
-        """Send a whole answer, if the windows have room for it now."""
-        body = reply.body
-        if not body:
-            self._h2.send_headers(stream_id, reply.fields, end_stream=True)
-            return True
-        if len(body) > self._h2.local_flow_control_window(stream_id):
-            return False
-        self._unflushed += len(body)
-        if self._unflushed > _FLUSH_BYTES:
-            # A full socket must be noticed before all that was asked for at once is in memory.
-            self._flush()
-        self._h2.send_headers(stream_id, reply.fields)
-        frame_bytes = self._h2.max_outbound_frame_size
-        if len(body) <= frame_bytes:
-            self._h2.send_data(stream_id, body, end_stream=True)
-            return True
-        view = memoryview(body)
-        for at in range(0, len(body), frame_bytes):
-            last = at + frame_bytes >= len(body)
-            self._h2.send_data(stream_id, view[at : at + frame_bytes], end_stream=last)
-        return True
 
     async def _serve(self, stream: Stream, message: RawRequestMessage) -> None:
         """Run the application's handler for one stream, to the end of its response."""
@@ -462,99 +410,7 @@ class Http2Connection(asyncio.Protocol):
         self, stream: Stream, data: bytes | bytearray | memoryview, *, end: bool
     ) -> None:
         """Send on a stream, waiting for its window and for the socket."""
-        view = memoryview(data)
-        await self._turn(stream)
-        if stream.head is not None:
-            head, stream.head = stream.head, None
-            self._h2.send_headers(stream.id, head, end_stream=end and not view)
-            if end and not view:
-                stream.ended = True
-                self._flush()
-                return
-        unflushed = 0
-        while view:
-            window = self._h2.local_flow_control_window(stream.id)
-            if window <= 0:
-                self._flush()
-                await self._wait_for_window(stream)
-                continue
-            size = min(window, len(view), self._h2.max_outbound_frame_size)
-            last = size == len(view)
-            self._h2.send_data(stream.id, view[:size], end_stream=end and last)
-            stream.ended = end and last
-            view = view[size:]
-            unflushed += size
-            if unflushed >= _FLUSH_BYTES:
-                self._flush()
-                unflushed = 0
-                if view:
-                    # Others get their turn between the stretches of a long body.
-                    await asyncio.sleep(0)
-                    await self._turn(stream)
-        if end and not stream.ended:
-            self._h2.end_stream(stream.id)
-            stream.ended = True
-        self._flush()
-
-    async def _turn(self, stream: Stream) -> None:
-        """Wait until the socket takes bytes. Raises ConnectionResetError if the stream is gone."""
-        if not self._writable.is_set():
-            await self._no_longer_than_a_stall(stream, self._writable)
-        if stream.gone:
-            raise ConnectionResetError("the stream is gone")
-
-    async def _wait_for_window(self, stream: Stream) -> None:
-        stream.window_opened.clear()
-        await self._no_longer_than_a_stall(stream, stream.window_opened)
-        await self._turn(stream)
-
-    async def _no_longer_than_a_stall(self, stream: Stream, event: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(self._limits.stall_timeout_s):
-                await event.wait()
-        except TimeoutError:
-            self.reset(stream)
-            raise ConnectionResetError("the client does not read") from None
+        await self._sender.send(stream, data, end=end)
 
     def _flush(self) -> None:
-        self._unflushed = 0
-        data = self._h2.data_to_send()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
-
-
-def _message(headers: list[tuple[str, str]]) -> RawRequestMessage | None:
-    """Write a request's head as HTTP/1.1's parser would have read it; None if it has no path."""
-    method = path = ""
-    fields: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers:
-        match name:
-            case ":method":
-                method = value
-            case ":path":
-                path = value
-            case ":authority":
-                fields["Host"] = value
-            case _ if name.startswith(":"):
-                pass
-            case _:
-                fields.add(name, value)
-    if not _PATH.fullmatch(path) or not method.isascii() or not method.isalpha():
-        return None
-    target, _, query = path.partition("?")
-    try:
-        url = URL.build(path=target, query_string=query, encoded=True)
-    except ValueError:
-        return None
-    return RawRequestMessage(
-        method=method,
-        path=path,
-        version=HttpVersion11,
-        headers=CIMultiDictProxy(fields),
-        raw_headers=(),
-        should_close=False,
-        compression=None,
-        upgrade=False,
-        chunked=False,
-        url=url,
-    )
+        self._sender.flush()
