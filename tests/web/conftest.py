@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from proxy import compose
+from proxy import serve as serving
 from proxy.config import Overrides, load
 from proxy.web import tls as tls_towards_clients
 from proxy.web.pages import Readiness
@@ -131,7 +132,7 @@ class _Opener:
         tls = None
         if files is not None:
             tls = tls_towards_clients.server_context(files.certificate, files.key)
-        url, *_ = await compose._open_doors(self.stack, settings, rooms, readiness, tls)
+        url, *_ = await serving.open_doors(self.stack, settings, rooms, readiness, tls)
         port = urlsplit(url).port
         assert port is not None, url
         return Proxy(rooms, readiness, port, self.way, root / "cache", self.authority)
