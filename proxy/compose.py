@@ -17,7 +17,7 @@ from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import Egress, EgressTerms
+from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
@@ -110,8 +110,9 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
+        contexts = TlsContexts()
         sources = {
-            name: await _source(stack, name, settings, clock, telemetry)
+            name: await _source(stack, name, settings, clock, telemetry, contexts)
             for name in settings.upstreams
         }
         crates = Crates(indexes, configs, blobs, clock, telemetry)
@@ -155,7 +156,12 @@ def _limits(settings: Settings, stored_bytes: int) -> Limits:
 
 
 async def _source(
-    stack: AsyncExitStack, name: str, settings: Settings, clock: SystemClock, telemetry: Telemetry
+    stack: AsyncExitStack,
+    name: str,
+    settings: Settings,
+    clock: SystemClock,
+    telemetry: Telemetry,
+    contexts: TlsContexts,
 ) -> Source:
     upstream = settings.upstreams[name]
     adapter: Upstream
@@ -163,7 +169,8 @@ async def _source(
         adapter = OfflineUpstream(name)
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard))
+        terms = _egress_terms(upstream)
+        egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
         adapter = HttpUpstream(
             _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
         )
