@@ -20,6 +20,7 @@ from proxy.adapters.ledger import Ledger
 from proxy.core.events import Evicted, IntegrityFailed, StoreFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits
+from proxy.ports import Removed
 from tests.world.blobs import (
     BLOCK,
     SERDE,
@@ -118,7 +119,7 @@ async def test_strangers_are_left_alone_and_counted_by_a_walk(disk: BlobDisk) ->
     assert await held(store, digest) == data
     assert await store.open(other) is None
     assert await store.check(other) is None
-    assert await store.remove([other, sha256(b"x")]) == 0
+    assert await store.remove([other, sha256(b"x")]) == Removed(0, 0)
     await disk.close()
     (disk.directory / "clean").unlink()
     after = sorted(path for path in disk.directory.rglob("*") if "ledger" not in path.name)
