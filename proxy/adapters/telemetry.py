@@ -34,10 +34,12 @@ from proxy.core.events import (
     NameReturned,
     OlderCopyAccepted,
     OlderCopyRefused,
+    RequestMisdirected,
     RequestServed,
     StoreFailed,
     UpstreamAsked,
     UpstreamFailed,
+    UpstreamReceived,
     UpstreamRecovered,
 )
 from proxy.ports import Clock, Observer
@@ -141,6 +143,8 @@ class Telemetry(Observer):
             for how in How
             for status in _CLASSES
         }
+        # No registry can be called "", and no client makes a label.
+        self._misdirections = requests.labels("", "", How.REFUSED.value, "4xx")
         durations = Histogram(
             "holdfast_request_duration_seconds",
             "Time from a request's head to the end of its answer",
@@ -290,18 +294,12 @@ class Telemetry(Observer):
         match event:
             case RequestServed():
                 self._request(event)
+            case RequestMisdirected():
+                self._misdirected(event)
             case IndexSent():
                 self._age.observe(event.age_s)
-            case UpstreamAsked():
-                self._asked(event)
-            case UpstreamFailed():
-                self._failed(event)
-            case UpstreamRecovered():
-                _say(
-                    logging.INFO,
-                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
-                    upstream=event.upstream,
-                )
+            case UpstreamAsked() | UpstreamReceived() | UpstreamFailed() | UpstreamRecovered():
+                self._upstream_did(event)
             case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
                 self._name_turned(event)
             case IntegrityFailed():
@@ -327,6 +325,23 @@ class Telemetry(Observer):
                 )
             case _ as never:
                 assert_never(never)
+
+    def _upstream_did(
+        self, event: UpstreamAsked | UpstreamReceived | UpstreamFailed | UpstreamRecovered
+    ) -> None:
+        match event:
+            case UpstreamAsked():
+                self._asked(event)
+            case UpstreamReceived():
+                self._came(event)
+            case UpstreamFailed():
+                self._failed(event)
+            case UpstreamRecovered():
+                _say(
+                    logging.INFO,
+                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
+                    upstream=event.upstream,
+                )
 
     def _store_failed(self, event: StoreFailed) -> None:
         """Say that the disk is in trouble once a minute, not at every request."""
@@ -362,14 +377,30 @@ class Telemetry(Observer):
                 subject=event.subject,
             )
 
+    def _misdirected(self, event: RequestMisdirected) -> None:
+        self._misdirections.inc()
+        if logger.isEnabledFor(logging.DEBUG):
+            _say(
+                logging.DEBUG,
+                f"{event.status} {How.REFUSED} {event.path}",
+                how=How.REFUSED.value,
+                status=event.status,
+                duration_ms=round(event.duration_s * 1000, 2),
+                client=event.client,
+                path=event.path,
+            )
+
     def _asked(self, event: UpstreamAsked) -> None:
         self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
         self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
-        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self._came(event)
         self.totals.upstream_requests[event.upstream] += 1
-        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
         if event.outcome in ("found", "unchanged", "absent"):
             self._last_success[event.upstream].set(self._clock.now())
+
+    def _came(self, event: UpstreamAsked | UpstreamReceived) -> None:
+        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
 
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""
