@@ -13,7 +13,7 @@ import resource
 import signal
 import socket as sockets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,7 @@ from proxy.web.rim import Rim
 logger = logging.getLogger(__name__)
 
 _UPKEEP_EVERY_S: Final = 5.0
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> None:
@@ -46,8 +47,34 @@ async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> No
     _raise_file_limit()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    with _told_to_stop(loop, stopping.set):
+        await _serve(settings, announce, stopping)
+
+
+@contextlib.contextmanager
+def _told_to_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGINT call `stop`, and nothing once all is over.
+
+    The process's own handlers, not the loop's: those are given back to the system while the process
+    ends, and a signal of the last moments would end in failure what had stopped well.
+    """
+
+    def heard(*_: object) -> None:
+        loop.call_soon_threadsafe(stop)
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def _serve(
+    settings: Settings, announce: Callable[[list[str]], None], stopping: asyncio.Event
+) -> None:
+    loop = asyncio.get_running_loop()
     files = settings.server.tls
     tls = None
     if files is not None:
