@@ -12,7 +12,8 @@ All that is here can be fetched again, so a database that cannot be used is move
 `index.corrupt-<n>` (the last one is kept for whoever wants to know why), and a new one begun:
 at opening, and later when a write meets the damage. A disk that is full, read-only or failing is
 another matter: the database stays, reads are misses where they must be, writes are StoreFailure,
-and the next write tries to open it anew.
+and the next write tries to open it anew. A database that such a disk does not let us open is read
+all the same (`proxy.adapters.index_reading`) until then.
 
 What a snapshot means, and whether it may be served, is `proxy.core.freshness`.
 """
@@ -37,6 +38,7 @@ from proxy.adapters.index_disk import (
     is_lack_of_room,
     open_rows,
 )
+from proxy.adapters.index_reading import ReadOnlyRows
 from proxy.adapters.index_rows import (
     Damaged,
     Metadata,
@@ -78,6 +80,7 @@ class DiskIndexStore(IndexStore):
         self._events: deque[Event] = deque()
         # The rest is the thread's alone.
         self._cache: RowCache | None = None
+        self._read_only: ReadOnlyRows | None = None
         self._suspect = False
 
     async def open(self) -> Self:
@@ -161,7 +164,7 @@ class DiskIndexStore(IndexStore):
         except DISK_ERRORS:
             return None
 
-    def _read(self, cache: RowCache, key: str) -> Snapshot | None:
+    def _read(self, cache: RowCache | ReadOnlyRows, key: str) -> Snapshot | None:
         row = cache.get(f"m:{key}")
         if row is None:
             return None
@@ -216,19 +219,37 @@ class DiskIndexStore(IndexStore):
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+        self._end_reading()
 
-    def _readable(self) -> RowCache | None:
-        if self._cache is None:
+    def _readable(self) -> RowCache | ReadOnlyRows | None:
+        if self._cache is None and self._read_only is None:
             try:
                 self._cache = self._open()
             except StoreFailure as failure:
                 self._events.append(StoreFailed(_OPENING, str(failure)))
-        return self._cache
+                self._begin_reading()
+        return self._read_only if self._cache is None else self._cache
+
+    def _begin_reading(self) -> None:
+        with contextlib.suppress(*DISK_ERRORS):
+            self._read_only = ReadOnlyRows(self._directory)
+
+    def _end_reading(self) -> None:
+        if self._read_only is not None:
+            self._read_only.close()
+            self._read_only = None
 
     def _writable(self) -> RowCache:
         if self._cache is None or self._suspect or not self._cache.is_in_place():
+            # The one that reads may hold the lock that the other needs.
+            self._end_reading()
+            try:
+                cache = self._open()
+            except StoreFailure:
+                if self._cache is None:
+                    self._begin_reading()
+                raise
             # Only once there is another does a connection that can still read go.
-            cache = self._open()
             self._close()
             self._cache = cache
             self._suspect = False
