@@ -8,7 +8,6 @@ is one warning at its beginning and one line at its end.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from prometheus_client import (
@@ -23,6 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from proxy.adapters.totals import RegistryTotals, Totals
 from proxy.core.events import (
     Event,
     Evicted,
@@ -89,24 +89,6 @@ _TURNS: Final = {
     ),
 }
 _SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
-
-
-@dataclass(slots=True)
-class RegistryTotals:
-    """What one registry has done since the start."""
-
-    requests: int = 0
-    served_from_here: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """What has been done since the start, for `stats`."""
-
-    registries: dict[str, RegistryTotals] = field(default_factory=dict)
-    upstream_received_bytes: dict[str, int] = field(default_factory=dict)
-    upstream_requests: dict[str, int] = field(default_factory=dict)
 
 
 class Telemetry(Observer):
