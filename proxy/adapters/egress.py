@@ -47,12 +47,15 @@ class Egress:
     """Sends GET requests for one upstream. Made and used in one event loop; must be closed.
 
     `turns` is to be held around each request, to the end of its body: the limit of connections.
+    `tls` is what `tls_context` made for equal terms, where somebody has it already.
     """
 
-    def __init__(self, terms: EgressTerms, guard: AddressGuard) -> None:
+    def __init__(
+        self, terms: EgressTerms, guard: AddressGuard, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._terms = terms
         self._guard = guard
-        self._tls = tls_context(terms)
+        self._tls = tls_context(terms) if tls is None else tls
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=terms.connect_timeout_s,
@@ -154,6 +157,24 @@ def _is_disguised(host: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return True
+
+
+class TlsContexts:
+    """The client's TLS of several upstreams: made once for those that name the same files.
+
+    Loading the system's trust store takes tens of milliseconds, and memory for each copy.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Path | None, ...], ssl.SSLContext] = {}
+
+    def context(self, terms: EgressTerms) -> ssl.SSLContext:
+        """Return the context for these terms. Raises OSError as `tls_context` does."""
+        files = (terms.ca_file, terms.client_cert, terms.client_key)
+        made = self._made.get(files)
+        if made is None:
+            made = self._made[files] = tls_context(terms)
+        return made
 
 
 def tls_context(terms: EgressTerms) -> ssl.SSLContext:

@@ -8,7 +8,6 @@ is one warning at its beginning and one line at its end.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from prometheus_client import (
@@ -24,6 +23,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
+from proxy.adapters.totals import RegistryTotals, Totals
 from proxy.core.events import (
     Event,
     Evicted,
@@ -35,10 +35,12 @@ from proxy.core.events import (
     NameReturned,
     OlderCopyAccepted,
     OlderCopyRefused,
+    RequestMisdirected,
     RequestServed,
     StoreFailed,
     UpstreamAsked,
     UpstreamFailed,
+    UpstreamReceived,
     UpstreamRecovered,
 )
 from proxy.ports import Clock, Observer
@@ -82,24 +84,6 @@ _TURNS: Final = {
     ),
 }
 _SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
-
-
-@dataclass(slots=True)
-class RegistryTotals:
-    """What one registry has done since the start."""
-
-    requests: int = 0
-    served_from_here: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """What has been done since the start, for `stats`."""
-
-    registries: dict[str, RegistryTotals] = field(default_factory=dict)
-    upstream_received_bytes: dict[str, int] = field(default_factory=dict)
-    upstream_requests: dict[str, int] = field(default_factory=dict)
 
 
 class Telemetry(Observer):
@@ -249,18 +233,12 @@ class Telemetry(Observer):
         match event:
             case RequestServed():
                 self._request(event)
+            case RequestMisdirected():
+                self._misdirected(event)
             case IndexSent():
                 self._tallies.sent(event.age_s)
-            case UpstreamAsked():
-                self._asked(event)
-            case UpstreamFailed():
-                self._failed(event)
-            case UpstreamRecovered():
-                _say(
-                    logging.INFO,
-                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
-                    upstream=event.upstream,
-                )
+            case UpstreamAsked() | UpstreamReceived() | UpstreamFailed() | UpstreamRecovered():
+                self._upstream_did(event)
             case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
                 self._name_turned(event)
             case IntegrityFailed():
@@ -286,6 +264,23 @@ class Telemetry(Observer):
                 )
             case _ as never:
                 assert_never(never)
+
+    def _upstream_did(
+        self, event: UpstreamAsked | UpstreamReceived | UpstreamFailed | UpstreamRecovered
+    ) -> None:
+        match event:
+            case UpstreamAsked():
+                self._asked(event)
+            case UpstreamReceived():
+                self._came(event)
+            case UpstreamFailed():
+                self._failed(event)
+            case UpstreamRecovered():
+                _say(
+                    logging.INFO,
+                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
+                    upstream=event.upstream,
+                )
 
     def _store_failed(self, event: StoreFailed) -> None:
         """Say that the disk is in trouble once a minute, not at every request."""
@@ -318,14 +313,30 @@ class Telemetry(Observer):
                 subject=event.subject,
             )
 
+    def _misdirected(self, event: RequestMisdirected) -> None:
+        self._tallies.misdirected()
+        if logger.isEnabledFor(logging.DEBUG):
+            _say(
+                logging.DEBUG,
+                f"{event.status} {How.REFUSED} {event.path}",
+                how=How.REFUSED.value,
+                status=event.status,
+                duration_ms=round(event.duration_s * 1000, 2),
+                client=event.client,
+                path=event.path,
+            )
+
     def _asked(self, event: UpstreamAsked) -> None:
         self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
         self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
-        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self._came(event)
         self.totals.upstream_requests[event.upstream] += 1
-        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
         if event.outcome in ("found", "unchanged", "absent"):
             self._last_success[event.upstream].set(self._clock.now())
+
+    def _came(self, event: UpstreamAsked | UpstreamReceived) -> None:
+        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
 
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""
