@@ -22,6 +22,7 @@ import typer
 from proxy import version
 from proxy.config import ConfigError, Overrides, Settings, load
 from proxy.core.failures import StoreFailure
+from proxy.hang_up import hang_ups
 
 T = TypeVar("T")
 Result = dict[str, object]
@@ -143,16 +144,24 @@ def serve(
     ] = False,
 ) -> None:
     """Serve until SIGTERM, which drains."""
-    with _exit_codes():
+    with _exit_codes(), hang_ups() as hung_up:
         overrides = Overrides(listen=tuple(listen or ()), cache_dir=cache_dir, offline=offline)
-        settings = _settings(config, overrides)
+
+        def read() -> Settings:
+            return _settings(config, overrides)
+
+        settings = read()
         from proxy import serve as serving
         from proxy.adapters import logs
         from proxy.adapters.cache_dir import CacheInUse, CacheTooNew
 
         logs.configure(settings.log.format, settings.log.level)
         try:
-            _run(lambda: serving.serve(settings, lambda urls: _announce(settings, urls)))
+            _run(
+                lambda: serving.serve(
+                    settings, lambda urls: _announce(settings, urls), read, hung_up
+                )
+            )
         except (CacheInUse, CacheTooNew) as error:
             raise _Stop(COULD_NOT, str(error)) from None
 

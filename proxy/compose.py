@@ -7,7 +7,8 @@ in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever 
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -17,12 +18,13 @@ from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
+from proxy.adapters.egress import CertificateRefused, Egress, EgressTerms, TlsContexts
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
-from proxy.config import Settings, UpstreamSettings
+from proxy.config import ConfigError, Settings, UpstreamSettings
+from proxy.config_changes import Adoption, Change
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import Terms
@@ -67,7 +69,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """The cache and its journeys."""
+    """The cache and its journeys; `adoptions` are how they take on another configuration."""
 
     registries: dict[str, Registry]
     journeys: Journeys
@@ -77,13 +79,15 @@ class House:
     blobs: FileBlobStore
     addresses: AddressRules
     patience: Patience
+    adoptions: tuple[Adoption, ...]
 
 
 @asynccontextmanager
 async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     """Open the cache and build the journeys over it.
 
-    Raises CacheInUse, CacheTooNew, StoreFailure, and OSError where a certificate cannot be read.
+    Raises CacheInUse, CacheTooNew, StoreFailure, and ConfigError where a certificate towards an
+    upstream cannot be used.
     """
     clock = SystemClock()
     telemetry = Telemetry(settings.registries, settings.upstreams, version.VERSION, clock)
@@ -111,10 +115,11 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
         contexts = TlsContexts()
-        sources = {
-            name: await _source(stack, name, settings, clock, telemetry, contexts)
+        wired = [
+            await _wire(stack, name, settings, clock, telemetry, contexts)
             for name in settings.upstreams
-        }
+        ]
+        sources = {one.source.name: one.source for one in wired}
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -136,6 +141,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
                 trusted_proxies=settings.server.trusted_proxies,
             ),
             patience=patience,
+            adoptions=(_storing(blobs, index_store), _asking(wired)),
         )
 
 
@@ -155,38 +161,67 @@ def _limits(settings: Settings, stored_bytes: int) -> Limits:
     return Limits(max_size, settings.cache.min_free.of(disk.total))
 
 
-async def _source(
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What asking an upstream over HTTP takes, as far as a reload changes it."""
+
+    upstream: HttpUpstream
+    egress: Egress
+    credentials: Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class _Wired:
+    """An upstream's objects; one that is offline has no way to it."""
+
+    source: Source
+    way: _Way | None
+
+
+async def _wire(
     stack: AsyncExitStack,
     name: str,
     settings: Settings,
     clock: SystemClock,
     telemetry: Telemetry,
     contexts: TlsContexts,
-) -> Source:
+) -> _Wired:
     upstream = settings.upstreams[name]
     adapter: Upstream
+    way: _Way | None = None
     if upstream.offline:
         adapter = OfflineUpstream(name)
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        terms = _egress_terms(upstream)
-        egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
-        adapter = HttpUpstream(
-            _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
-        )
+        tls = _client_tls(name, upstream, contexts)
+        egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard, tls))
+        credentials = _credentials(upstream)
+        adapter = HttpUpstream(_upstream_terms(name, upstream, settings), egress, credentials)
+        way = _Way(adapter, egress, credentials)
     source = Source(
         upstream=adapter,
-        terms=Terms(
-            fresh_for_s=upstream.fresh_for_s,
-            stale_while_revalidate_s=upstream.stale_while_revalidate_s,
-            stale_if_error_s=float("inf") if upstream.offline else upstream.stale_if_error_s,
-        ),
+        terms=_terms(upstream),
         clock=clock,
         observer=telemetry,
         offline=upstream.offline,
     )
     telemetry.watch_upstream(name, source.is_failing)
-    return source
+    return _Wired(source, way)
+
+
+def _terms(upstream: UpstreamSettings) -> Terms:
+    return Terms(
+        fresh_for_s=upstream.fresh_for_s,
+        stale_while_revalidate_s=upstream.stale_while_revalidate_s,
+        stale_if_error_s=float("inf") if upstream.offline else upstream.stale_if_error_s,
+    )
+
+
+def _client_tls(name: str, upstream: UpstreamSettings, contexts: TlsContexts) -> ssl.SSLContext:
+    try:
+        return contexts.context(_egress_terms(upstream))
+    except CertificateRefused as refused:
+        raise ConfigError(((f"upstreams.{name}.{refused.key}", str(refused)),)) from None
 
 
 def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:
@@ -202,10 +237,17 @@ def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:
 
 
 def _credentials(upstream: UpstreamSettings) -> Credentials:
+    credentials = Credentials(None)
+    _set_token(credentials, upstream)
+    return credentials
+
+
+def _set_token(credentials: Credentials, upstream: UpstreamSettings) -> None:
     token = upstream.token
     if token is None:
-        return Credentials(None)
-    return Credentials(token.reveal(), token.file, token.parse)
+        credentials.replace(None)
+    else:
+        credentials.replace(token.reveal(), token.file, token.parse)
 
 
 def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -> UpstreamTerms:
@@ -220,3 +262,64 @@ def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -
         first_byte_timeout_s=min(_FIRST_BYTE_TIMEOUT_S, upstream.idle_timeout_s),
         idle_timeout_s=upstream.idle_timeout_s,
     )
+
+
+def _storing(blobs: FileBlobStore, index_store: DiskIndexStore) -> Adoption:
+    """Have the stores take on other limits."""
+
+    async def adopt(change: Change) -> Callable[[], None]:
+        limits: Limits | None = None
+        if change.touches("cache.max_size", "cache.min_free"):
+            # A default is a share of what is free now: worked out anew only where it is wanted.
+            try:
+                limits = _limits(change.settings, (await blobs.usage()).stored_bytes)
+            except OSError as error:
+                raise ConfigError((("cache.dir", error.strerror or str(error)),)) from None
+
+        def put_in_place() -> None:
+            index_store.set_limit(change.settings.limits.index_bytes)
+            if limits is not None:
+                blobs.set_limits(limits)
+
+        return put_in_place
+
+    return adopt
+
+
+def _asking(wired: Sequence[_Wired]) -> Adoption:
+    """Have the upstreams asked by other terms: freshness, tokens, certificates, ceilings."""
+
+    async def adopt(change: Change) -> Callable[[], None]:
+        settings = change.settings
+        made = await asyncio.to_thread(_made_anew, [one.source.name for one in wired], change)
+
+        def put_in_place() -> None:
+            for one in wired:
+                name = one.source.name
+                upstream = settings.upstreams[name]
+                one.source.set_terms(_terms(upstream))
+                if one.way is None:
+                    continue
+                _set_token(one.way.credentials, upstream)
+                one.way.upstream.set_limits(
+                    index_max_bytes=settings.limits.index_bytes,
+                    crate_max_bytes=settings.limits.crate_bytes,
+                )
+                if name in made:
+                    one.way.egress.set_tls(_egress_terms(upstream), made[name])
+
+        return put_in_place
+
+    return adopt
+
+
+def _made_anew(names: Sequence[str], change: Change) -> dict[str, ssl.SSLContext]:
+    """Load the certificates of those upstreams whose files have changed. Raises ConfigError."""
+    contexts = TlsContexts()
+    keys = ("ca_file", "client_cert", "client_key")
+    return {
+        name: _client_tls(name, change.settings.upstreams[name], contexts)
+        for name in names
+        if not change.settings.upstreams[name].offline
+        and change.touches(*(f"upstreams.{name}.{key}" for key in keys))
+    }

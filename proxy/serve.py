@@ -20,12 +20,16 @@ from typing import Final
 
 from aiohttp import web
 
+from proxy.adapters import logs
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
 from proxy.compose import House, house
-from proxy.config import Settings
+from proxy.config import ConfigError, Settings
 from proxy.config_addresses import ListenAddress
+from proxy.config_changes import Adoption, Change, Reading
 from proxy.core.failures import StoreFailure
+from proxy.hang_up import HangUps
+from proxy.reload import Reloader
 from proxy.web import tls as tls_towards_clients
 from proxy.web.control import SOCKET_NAME, control_app
 from proxy.web.entrance import Entrance
@@ -39,16 +43,26 @@ _UPKEEP_EVERY_S: Final = 5.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> None:
+async def serve(
+    settings: Settings,
+    announce: Callable[[list[str]], None],
+    reread: Callable[[], Settings],
+    hang_ups: HangUps,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `announce` gets the addresses when all is up.
 
-    Raises what `house` raises, and OSError where an address cannot be listened on.
+    On SIGHUP the settings are what `reread` says, as far as they can change meanwhile; it is called
+    in a thread. Raises what `house` raises, and OSError where an address cannot be listened on.
     """
     _raise_file_limit()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with _told_to_stop(loop, stopping.set):
-        await _serve(settings, announce, stopping)
+    try:
+        with _told_to_stop(loop, stopping.set):
+            await _serve(settings, announce, stopping, reread, hang_ups)
+    finally:
+        # The loop is about to close.
+        hang_ups.answer_by(None)
 
 
 @contextlib.contextmanager
@@ -72,14 +86,17 @@ def _told_to_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> 
 
 
 async def _serve(
-    settings: Settings, announce: Callable[[list[str]], None], stopping: asyncio.Event
+    settings: Settings,
+    announce: Callable[[list[str]], None],
+    stopping: asyncio.Event,
+    reread: Callable[[], Settings],
+    hang_ups: HangUps,
 ) -> None:
-    loop = asyncio.get_running_loop()
+    reading = Reading.of(settings)
     files = settings.server.tls
     tls = None
     if files is not None:
         tls = tls_towards_clients.server_context(files.certificate, files.key)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(settings, tls))
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(house(settings, serving=True))
         readiness = Readiness()
@@ -88,14 +105,34 @@ async def _serve(
         await _set_gauges(rooms)
         upkeep = asyncio.create_task(_upkeep(rooms))
         stack.push_async_callback(_end, upkeep)
+        adoptions = (*rooms.adoptions, _speak_as_loud, _show_certificate(tls))
+        telemetry = rooms.telemetry
+        reloader = Reloader(reading, reread, adoptions, telemetry.config_was_read)
         readiness.ready = True
         announce(urls)
-        await stopping.wait()
+        await _reload_until(stopping, reloader, hang_ups)
         readiness.ready, readiness.reason = False, "draining"
         rooms.patience.begin()
         logger.info(
             "draining: no new connections, %s s for what is under way", settings.server.drain_s
         )
+
+
+async def _reload_until(stopping: asyncio.Event, reloader: Reloader, hang_ups: HangUps) -> None:
+    """Reload on SIGHUP until it is time to stop; a reload that is under way then is given up."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    reloads = asyncio.create_task(reloader.reload_when(told))
+    hang_ups.answer_by(lambda: loop.call_soon_threadsafe(told.set))
+    try:
+        await stopping.wait()
+    finally:
+        hang_ups.answer_by(lambda: loop.call_soon_threadsafe(_say_too_late))
+        await _end(reloads)
+
+
+def _say_too_late() -> None:
+    logger.warning("not reloaded: the proxy is about to stop")
 
 
 async def open_doors(
@@ -221,18 +258,32 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _reload(settings: Settings, tls: ssl.SSLContext | None) -> None:
-    """Read the certificate again; whatever else has changed needs a restart in this version."""
-    files = settings.server.tls
-    if tls is None or files is None:
-        logger.warning("SIGHUP: only the certificate of server.tls is reloaded, and there is none")
-        return
-    try:
-        tls_towards_clients.load(tls, files.certificate, files.key)
-    except tls_towards_clients.CertificateRefused as refused:
-        logger.error("SIGHUP: the certificate in use stays: %s", refused)  # noqa: TRY400
-    else:
-        logger.info("SIGHUP: the certificate was read again")
+async def _speak_as_loud(change: Change) -> Callable[[], None]:
+    """Take on another level of the log."""
+    return lambda: logs.set_level(change.settings.log.level)
+
+
+def _show_certificate(tls: ssl.SSLContext | None) -> Adoption:
+    """Have new handshakes show what is in the files now.
+
+    To be the last of the adoptions: what can be read into the context is in place already, since
+    only that tells whether it can be.
+    """
+
+    async def adopt(change: Change) -> Callable[[], None]:
+        files = change.settings.server.tls
+        if tls is not None and files is not None and change.touches("server.tls"):
+            try:
+                tls_towards_clients.load(tls, files.certificate, files.key)
+            except tls_towards_clients.CertificateRefused as refused:
+                raise ConfigError((("server.tls", refused.reason),)) from None
+        return _nothing_more
+
+    return adopt
+
+
+def _nothing_more() -> None:
+    """Leave it at what was done."""
 
 
 def _raise_file_limit() -> None:

@@ -24,6 +24,14 @@ class Credentials:
     value: str | None
     file: Path | None = None
     parse: Callable[[str], str] = str.strip
+    _replacements: int = 0
+
+    def replace(
+        self, value: str | None, file: Path | None = None, parse: Callable[[str], str] = str.strip
+    ) -> None:
+        """Take other credentials, for the requests to come."""
+        self.value, self.file, self.parse = value, file, parse
+        self._replacements += 1
 
     async def renew(self, refused: str | None) -> bool:
         """Read the file again; tells whether there is another value than the one refused.
@@ -34,12 +42,16 @@ class Credentials:
             return True
         if self.file is None:
             return False
+        replacements = self._replacements
         try:
             async with aiofiles.open(self.file, encoding="ascii", errors="replace") as file:
                 text = await file.read(_MAX_CHARS)
             value = self.parse(text)
         except (OSError, ValueError):
             return False
+        if self._replacements != replacements:
+            # What was read is of the old file, or of an old state of it.
+            return self.value != refused
         self.value = value
         # Compared with what was refused: somebody else may have read the file meanwhile.
         return value != refused

@@ -26,6 +26,14 @@ _KEEP_ALIVE_S: Final = 75.0
 _HEAD_LINE_MAX_BYTES: Final = 16 * 1024
 
 
+class CertificateRefused(OSError):
+    """A file cannot be used. `key` is the one it is configured under; the message tells why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
 class ForbiddenByGuard(OSError):
     """The address guard objected; the message names host, address and key."""
 
@@ -66,10 +74,18 @@ class Egress:
         self._pooled = self._session(keep_alive=True)
         self._unpooled = self._session(keep_alive=False)
 
+    def set_tls(self, terms: EgressTerms, tls: ssl.SSLContext) -> None:
+        """Make connections by other certificates; the rest of `terms` is as it was.
+
+        What is under way goes on. A connection that is kept open is not used again: a pool tells
+        connections apart by their context.
+        """
+        self._terms = terms
+        self._tls = tls
+
     def _session(self, *, keep_alive: bool) -> aiohttp.ClientSession:
         common = {
             "limit": self._terms.connections,
-            "ssl": self._tls,
             "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver()),
             "ttl_dns_cache": 10,
         }
@@ -102,7 +118,13 @@ class Egress:
         elif _is_disguised(host):
             raise ForbiddenByGuard(f"{host} is an address that is not written as one")
         session = self._unpooled if new_connection else self._pooled
-        return session.get(url, headers=headers, allow_redirects=False, proxy=self._proxy_for(url))
+        return session.get(
+            url,
+            headers=headers,
+            allow_redirects=False,
+            proxy=self._proxy_for(url),
+            ssl=self._tls,
+        )
 
     def _proxy_for(self, url: URL) -> str | None:
         if self._terms.proxy is not None:
@@ -169,7 +191,7 @@ class TlsContexts:
         self._made: dict[tuple[Path | None, ...], ssl.SSLContext] = {}
 
     def context(self, terms: EgressTerms) -> ssl.SSLContext:
-        """Return the context for these terms. Raises OSError as `tls_context` does."""
+        """Return the context for these terms. Raises CertificateRefused."""
         files = (terms.ca_file, terms.client_cert, terms.client_key)
         made = self._made.get(files)
         if made is None:
@@ -180,12 +202,52 @@ class TlsContexts:
 def tls_context(terms: EgressTerms) -> ssl.SSLContext:
     """Build the client's TLS: the system's trust store, and what the operator adds.
 
-    Raises OSError (ssl.SSLError is one) when a file cannot be read or is not what it should be.
+    Raises CertificateRefused when a file cannot be read or is not what it should be.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if terms.ca_file is not None:
-        context.load_verify_locations(cafile=terms.ca_file)
+        _require_readable(terms.ca_file, "ca_file")
+        try:
+            context.load_verify_locations(cafile=terms.ca_file)
+        except ssl.SSLError:
+            raise CertificateRefused(
+                "ca_file", f"{terms.ca_file}: no certificates in PEM"
+            ) from None
     if terms.client_cert is not None:
-        context.load_cert_chain(terms.client_cert, terms.client_key)
+        _load_identity(context, terms.client_cert, terms.client_key)
     return context
+
+
+def _load_identity(context: ssl.SSLContext, client_cert: Path, client_key: Path | None) -> None:
+    _require_readable(client_cert, "client_cert")
+    key, key_file = ("client_cert", client_cert)
+    if client_key is not None:
+        key, key_file = ("client_key", client_key)
+        _require_readable(client_key, key)
+    encrypted = CertificateRefused(
+        key, f"{key_file}: the key is encrypted; there is nobody to type its passphrase"
+    )
+
+    def passphrase() -> str:
+        raise encrypted
+
+    try:
+        context.load_cert_chain(client_cert, client_key, password=passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise CertificateRefused(
+                key, f"{key_file}: not the key of the certificate in {client_cert}"
+            ) from None
+        reason = error.reason or "not what it should be"
+        raise CertificateRefused(
+            "client_cert", f"{client_cert}, with {key_file}: {reason}"
+        ) from None
+
+
+def _require_readable(path: Path, key: str) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise CertificateRefused(key, f"{path}: {error.strerror}") from None

@@ -94,6 +94,10 @@ class DiskIndexStore(IndexStore):
         self._read_only: ReadOnlyRows | None = None
         self._suspect = False
 
+    def set_limit(self, max_body_bytes: int) -> None:
+        """Keep bodies to another size from the next call on."""
+        self._max_body_bytes = max_body_bytes
+
     async def open(self) -> Self:
         """Open the database now and not at the first call. A failure is reported, not raised."""
         await self._run(self._readable)

@@ -54,7 +54,12 @@ def configure(
     handler.setFormatter(ConsoleFormatter() if chosen == "console" else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     # Its lines about malformed requests and vanished clients are ours to count, not to repeat.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """Write what is as important as `level` or more, from now on."""
+    logging.getLogger().setLevel(level.upper())

@@ -105,6 +105,7 @@ class Telemetry(Observer):
         self._make_request_metrics(tuple(registries))
         self._make_upstream_metrics(tuple(upstreams))
         self._make_cache_metrics()
+        self._make_reload_metrics()
 
     def _make_request_metrics(self, registries: tuple[str, ...]) -> None:
         self._tallies = Tallies(registries)
@@ -198,6 +199,26 @@ class Telemetry(Observer):
             )
             for figure in ("bytes", "entries", "limit_bytes")
         }
+
+    def _make_reload_metrics(self) -> None:
+        """As Prometheus itself tells it: the start is the first that succeeded."""
+        self._reload_succeeded = Gauge(
+            "holdfast_config_last_reload_successful",
+            "Whether the last reading of the configuration took effect",
+            registry=self._registry,
+        )
+        self._reload_success = Gauge(
+            "holdfast_config_last_reload_success_timestamp_seconds",
+            "When a configuration last took effect",
+            registry=self._registry,
+        )
+        self.config_was_read(True)
+
+    def config_was_read(self, took_effect: bool) -> None:  # noqa: FBT001 - the one thing to say
+        """Take note of a reading of the configuration."""
+        self._reload_succeeded.set(took_effect)
+        if took_effect:
+            self._reload_success.set(self._clock.now())
 
     def watch_flights(self, flights: Callable[[], int]) -> None:
         """Let the gauge of running fetches ask `flights` when it is read."""

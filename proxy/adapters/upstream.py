@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urljoin
 
@@ -78,6 +78,12 @@ class HttpUpstream(Upstream):
     def name(self) -> str:
         """The name it is configured under."""
         return self._terms.name
+
+    def set_limits(self, *, index_max_bytes: int, crate_max_bytes: int) -> None:
+        """Take bodies of other sizes, from the next request on."""
+        self._terms = replace(
+            self._terms, index_max_bytes=index_max_bytes, crate_max_bytes=crate_max_bytes
+        )
 
     async def index_file(
         self, path: str, validators: Validators, *, new_connection: bool = False

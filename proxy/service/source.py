@@ -48,6 +48,10 @@ class Source:
         """The upstream's name."""
         return self.upstream.name
 
+    def set_terms(self, terms: Terms) -> None:
+        """Hold copies to other terms, those that are held already too."""
+        self.terms = terms
+
     def is_failing(self) -> bool:
         """Tell whether copies should be served without waiting: it failed lately, or is offline."""
         return self.offline or self.health.is_failing(self.clock.monotonic())

@@ -9,7 +9,14 @@ from pathlib import Path
 
 
 class CertificateRefused(OSError):
-    """A certificate or key cannot be used; the message names the configuration's key."""
+    """A certificate or key cannot be used; the message names the configuration's key.
+
+    `reason` is the message without it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"server.tls: {reason}")
+        self.reason = reason
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -28,10 +35,13 @@ def load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     context first.
     """
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
-        context.load_cert_chain(certificate, key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, _no_passphrase)
+        context.load_cert_chain(certificate, key, _no_passphrase)
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or error.strerror or str(error)
-        raise CertificateRefused(
-            f"server.tls: certificate {certificate} with key {key}: {reason}"
-        ) from None
+        raise CertificateRefused(f"certificate {certificate} with key {key}: {reason}") from None
+
+
+def _no_passphrase() -> str:
+    """Refuse an encrypted key: OpenSSL would ask at the terminal, and all would wait for it."""
+    raise OSError("the key is encrypted, and there is nobody to type its passphrase")

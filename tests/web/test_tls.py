@@ -1,12 +1,16 @@
 """TLS towards clients: ALPN, what cargo makes of it, and a certificate renewed in place."""
 
-import os
-import signal
 import socket
 import ssl
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from proxy.web.tls import CertificateRefused, load, server_context
 from tests.conftest import Launch
@@ -27,17 +31,6 @@ def handshake(proxy: Holdfast, trust: ssl.SSLContext) -> tuple[str | None, str |
         certificate = connection.getpeercert(binary_form=True)
         assert certificate is not None
         return connection.selected_alpn_protocol(), connection.version(), certificate
-
-
-def hang_up(proxy: Holdfast, trust: ssl.SSLContext, expected: str) -> None:
-    """Send SIGHUP and wait until the log says what came of it."""
-    before = proxy.stderr.count(expected)
-    os.kill(proxy.pid, signal.SIGHUP)
-    for _ in range(500):
-        handshake(proxy, trust)
-        if proxy.stderr.count(expected) > before:
-            return
-    raise AssertionError(f"waited for {expected!r}, saw:\n{proxy.stderr}")
 
 
 @pytest.fixture
@@ -94,12 +87,48 @@ def test_a_certificate_is_renewed_by_sighup_and_a_broken_one_is_not(
     first = handshake(proxy, trust)[2]
     authority.issue(tmp_path / "tls")
     assert handshake(proxy, trust)[2] == first
-    hang_up(proxy, trust, "the certificate was read again")
+    proxy.hang_up('"reloaded: server.tls"')
     renewed = handshake(proxy, trust)[2]
     assert renewed != first
     Path(files["key"]).write_text("no key")
-    hang_up(proxy, trust, "the certificate in use stays")
+    proxy.hang_up("not reloaded: server.tls: ")
     assert handshake(proxy, trust)[2] == renewed
+    Path(files["key"]).unlink()
+    proxy.hang_up(f"with key {files['key']}: No such file or directory")
+    assert handshake(proxy, trust)[2] == renewed
+
+
+def test_the_certificate_may_come_from_other_files_and_the_key_must_be_its_own(
+    launch: Launch,
+    upstream: RegistryServer,
+    authority: Authority,
+    trust: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    files, others = authority.issue(tmp_path / "tls"), authority.issue(tmp_path / "other")
+    proxy = launch({"crates-io": upstream}, server={"tls": files})
+    upstreams = {"crates-io": {"index": upstream.index_url}}
+    first = handshake(proxy, trust)[2]
+    mixed = {"certificate": others["certificate"], "key": files["key"]}
+    proxy.configure({"server": {"tls": mixed}, "upstreams": upstreams})
+    proxy.hang_up("KEY_VALUES_MISMATCH")
+    assert handshake(proxy, trust)[2] == first
+    proxy.configure({"server": {"tls": others}, "upstreams": upstreams})
+    proxy.hang_up('"reloaded: server.tls"')
+    assert handshake(proxy, trust)[2] != first
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(
+    authority: Authority, tmp_path: Path
+) -> None:
+    files = authority.issue(tmp_path / "tls")
+    key = load_pem_private_key(Path(files["key"]).read_bytes(), None)
+    encrypted = key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a passphrase")
+    )
+    Path(files["key"]).write_bytes(encrypted)
+    with pytest.raises(CertificateRefused, match="the key is encrypted"):
+        server_context(Path(files["certificate"]), Path(files["key"]))
 
 
 def test_a_key_that_is_not_the_certificates_is_named_by_its_key_in_the_configuration(

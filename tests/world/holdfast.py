@@ -33,6 +33,9 @@ SERVING: Final = " is serving on http"
 _START_TIMEOUT_SECONDS: Final = 30
 _STOP_TIMEOUT_SECONDS: Final = 20
 _HTTP_TIMEOUT_SECONDS: Final = 40
+# Somebody else writes the log: nobody tells us of a new line.
+_BETWEEN_LOOKS_SECONDS: Final = 0.01
+_LOOKS: Final = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,20 @@ class Holdfast:
         code = process.wait(_STOP_TIMEOUT_SECONDS)
         self._process = None
         assert code == 0, f"holdfast serve exited with {code}:\n{self.stderr}"
+
+    def hang_up(self, expected: str) -> None:
+        """Send SIGHUP, and wait until the log has one more line with `expected` in it."""
+        before = self.stderr.count(expected)
+        self._running.send_signal(signal.SIGHUP)
+        self.has_logged(expected, before + 1)
+
+    def has_logged(self, expected: str, times: int = 1) -> None:
+        """Wait until `expected` is in the log so many times."""
+        for _ in range(_LOOKS):
+            if self.stderr.count(expected) >= times:
+                return
+            threading.Event().wait(_BETWEEN_LOOKS_SECONDS)
+        raise AssertionError(f"waited for {expected!r}, saw:\n{self.stderr}")
 
     def kill(self) -> None:
         """End the process as the kernel does: no word, no last write."""
