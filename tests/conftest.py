@@ -15,6 +15,7 @@ from typing import Protocol
 import pytest
 
 from tests.world.cargo import toolchains
+from tests.world.certificates import Authority
 from tests.world.holdfast import Holdfast, Table
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
@@ -52,6 +53,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not found:
             raise pytest.UsageError("no cargo from 1.68 on: the tests need a real one")
         metafunc.parametrize("toolchain", found, ids=str, scope="session")
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """A certificate authority: made once, since making keys is what costs time."""
+    return Authority()
 
 
 @pytest.fixture

@@ -16,9 +16,16 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import (
+    CertificateRefused,
     Egress,
     EgressTerms,
     ForbiddenByGuard,
@@ -1037,16 +1044,45 @@ async def test_plain_text_where_tls_was_expected_is_unreachable(before: Before) 
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
-@pytest.mark.parametrize("key", ["ca_file", "client_cert"])
-def test_a_file_that_is_no_certificate_is_an_error_at_start(
-    tmp_path: Path, key: str, content: str | None
+@pytest.mark.parametrize("key", ["ca_file", "client_cert", "client_key"])
+def test_a_file_that_is_not_what_it_should_be_is_named_by_its_key(
+    authority: trustme.CA, tmp_path: Path, key: str, content: str | None
 ) -> None:
     path = tmp_path / "file.pem"
     if content is not None:
         path.write_text(content)
-    terms = EgressTerms(connections=1, connect_timeout_s=1.0, idle_timeout_s=1.0)
-    with pytest.raises(OSError):
+    good = written(authority.issue_cert("a.example").cert_chain_pems[0], tmp_path / "c.pem")
+    terms = EgressTerms(
+        connections=1, connect_timeout_s=1.0, idle_timeout_s=1.0, client_cert=good, client_key=good
+    )
+    with pytest.raises(CertificateRefused, match=str(path)) as refused:
         tls_context(replace(terms, **{key: path}))  # type: ignore[arg-type]
+    if content is None or key == "ca_file":
+        assert refused.value.key == key
+    else:
+        # OpenSSL does not say which of the two it means.
+        assert refused.value.key in ("client_cert", "client_key")
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_passphrase(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    ours = authority.issue_cert("a.example")
+    key = load_pem_private_key(ours.private_key_pem.bytes(), None)
+    encrypted = key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a passphrase")
+    )
+    (tmp_path / "k.pem").write_bytes(encrypted)
+    terms = EgressTerms(
+        connections=1,
+        connect_timeout_s=1.0,
+        idle_timeout_s=1.0,
+        client_cert=written(ours.cert_chain_pems[0], tmp_path / "c.pem"),
+        client_key=tmp_path / "k.pem",
+    )
+    with pytest.raises(CertificateRefused, match="the key is encrypted") as refused:
+        tls_context(terms)
+    assert refused.value.key == "client_key"
 
 
 # Forward proxies

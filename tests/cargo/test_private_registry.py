@@ -143,3 +143,24 @@ def test_a_token_in_a_file_is_read_again_when_the_upstream_refuses_the_old_one(
     token_file.write_text(f"{TOKEN}\n")
     home = home_through(desk, proxy, company, retries=0)
     home.run(desk.project(DEPENDENCIES, main=MAIN), "fetch").succeeded()
+
+
+def test_a_token_of_another_variable_takes_effect_on_sighup_and_cargo_fetches(
+    desk: Desk, upstream: RegistryServer, company: RegistryServer, launch: Launch
+) -> None:
+    old, new = ({"token": {"env": name}} for name in ("OLD_TOKEN", "NEW_TOKEN"))
+    proxy = launch(
+        {"crates-io": upstream, "company": company},
+        upstreams={"company": old},
+        env={"OLD_TOKEN": "Bearer of-last-year", "NEW_TOKEN": TOKEN},
+    )
+    home = home_through(desk, proxy, company, retries=0)
+    project = desk.project(DEPENDENCIES, main=MAIN)
+    assert "401" in home.run(project, "fetch").failed()
+    upstreams = {
+        "crates-io": {"index": upstream.index_url},
+        "company": {"index": company.index_url, **new},
+    }
+    proxy.configure({"upstreams": upstreams})
+    proxy.hang_up('"reloaded: upstreams.company.token"')
+    home.run(project, "fetch").succeeded()

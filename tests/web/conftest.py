@@ -148,11 +148,6 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 
 @pytest.fixture(scope="session")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture(scope="session")
 def certificate(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> TlsSection:
     return authority.issue(tmp_path_factory.mktemp("tls"))
 

@@ -36,3 +36,15 @@ class Authority:
         if protocols:
             context.set_alpn_protocols(list(protocols))
         return context
+
+    def serving(self, folder: Path) -> ssl.SSLContext:
+        """Return the TLS of a server with a certificate of its own, which is written to disk."""
+        files = self.issue(folder)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files["certificate"], files["key"])
+        return context
+
+    def demand(self, context: ssl.SSLContext) -> None:
+        """Have a server refuse those who show no certificate of this authority."""
+        context.verify_mode = ssl.CERT_REQUIRED
+        self.issuer.configure_trust(context)

@@ -10,6 +10,7 @@ Every request is kept, in order of arrival, with the number of the connection it
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Coroutine
@@ -33,10 +34,14 @@ class Site(Protocol):
 
 
 class RegistryServer:
-    """Serves `site` on a port of 127.0.0.1 that the kernel chose."""
+    """Serves `site` on a port of 127.0.0.1 that the kernel chose.
 
-    def __init__(self, site: Site) -> None:
+    With `tls` it speaks nothing else.
+    """
+
+    def __init__(self, site: Site, *, tls: ssl.SSLContext | None = None) -> None:
         self.site = site
+        self._tls = tls
         self.latency_seconds = 0.0
         # Bound and never listening: this is what keeps the port ours while the server is stopped.
         self._reservation = bound_socket(0)
@@ -55,7 +60,8 @@ class RegistryServer:
     @property
     def url(self) -> str:
         """The address of the server, without a trailing slash."""
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def index_url(self) -> str:
@@ -92,7 +98,11 @@ class RegistryServer:
 
     async def _start(self) -> None:
         self._listener = await asyncio.start_server(
-            self._accept, sock=bound_socket(self.port), backlog=1024, limit=1 << 20
+            self._accept,
+            sock=bound_socket(self.port),
+            backlog=1024,
+            limit=1 << 20,
+            ssl=self._tls,
         )
 
     async def _stop(self) -> None:
