@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from proxy import cli, config
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.telemetry import Telemetry
+from proxy.config_changes import RELOADED
 from proxy.config_show import cargo_config, redacted
 from proxy.core.events import How
 from proxy.version import VERSION
@@ -229,6 +230,12 @@ def test_every_configuration_key_named_exists(name: str) -> None:
         key = re.match(rf"({sections})\.(?:NAME\.)?([a-z0-9_]+)", span)
         if key is not None and not span.endswith(".db"):
             assert f"{key[1]}.{key[2]}" in known, f"{name}: {span}"
+
+
+def test_the_keys_that_are_reloaded_are_those_of_the_code() -> None:
+    named = [key for row in rows("docs/operations.md", "## Reloading") for key in row[0].split(",")]
+    known = [f"{section}.{key}" for section, keys in RELOADED.items() for key in keys]
+    assert sorted(word(key).replace(".NAME", "") for key in named) == sorted(known)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
