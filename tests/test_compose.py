@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from proxy import compose
 from proxy.adapters.upstream import HttpUpstream
-from proxy.config import Overrides, load
+from proxy.config import ConfigError, Overrides, load
 from tests.world.certificates import Authority
 from tests.world.holdfast import toml
 
@@ -30,3 +32,13 @@ async def test_upstreams_that_trust_the_same_share_what_was_loaded_for_it(tmp_pa
     assert contexts["crates-io"] is contexts["company"]
     assert contexts["other"] is contexts["team"]
     assert contexts["company"] is not contexts["other"]
+
+
+async def test_a_certificate_that_cannot_be_used_is_an_error_under_its_key(tmp_path: Path) -> None:
+    company = {"index": "sparse+https://127.0.0.1:1/company/", "ca_file": "nothing.pem"}
+    file = tmp_path / "holdfast.toml"
+    places = {"cache": {"dir": "cache"}, "state": {"dir": "state"}}
+    file.write_text(toml({**places, "upstreams": {"company": company}}))
+    with pytest.raises(ConfigError, match=r"upstreams\.company\.ca_file: .*nothing\.pem: No such"):
+        async with compose.house(load(file, {}), serving=False):
+            pass

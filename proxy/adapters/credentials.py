@@ -5,7 +5,7 @@ file is read again; if it says something else, the request is worth one more try
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ class Credentials:
     value: str | None
     file: Path | None = None
     parse: Callable[[str], str] = str.strip
-    _replacements: int = 0
+    _replacements: int = field(default=0, init=False)
 
     def replace(
         self, value: str | None, file: Path | None = None, parse: Callable[[str], str] = str.strip
