@@ -29,6 +29,7 @@ from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms
+from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
@@ -115,11 +116,13 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
-        index_store = DiskIndexStore(
+        index_on_disk = DiskIndexStore(
             directory / "index", telemetry, max_body_bytes=settings.limits.index_bytes
         )
+        stack.push_async_callback(index_on_disk.close)
+        await index_on_disk.open()
+        index_store = BehindIndexStore(index_on_disk, telemetry)
         stack.push_async_callback(index_store.close)
-        await index_store.open()
         memory_bytes = settings.cache.memory_bytes // 2
         blobs = FileBlobStore(
             directory, _limits(settings, 0), telemetry, clock, memory_bytes=memory_bytes
