@@ -130,15 +130,16 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(blobs.close)
         await blobs.open_store()
         blobs.set_limits(_limits(settings, (await blobs.usage()).stored_bytes))
+        # Opened before whatever asks, and so closed after what that has under way.
+        sources = {
+            name: await _source(stack, name, settings, clock, telemetry)
+            for name in settings.upstreams
+        }
         indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
         patience = Patience(settings.server.drain_s if serving else _COMMAND_PATIENCE_S)
         stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
-        sources = {
-            name: await _source(stack, name, settings, clock, telemetry)
-            for name in settings.upstreams
-        }
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -149,7 +150,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock)),
+            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
             housekeeping=housekeeping,
             operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
             telemetry=telemetry,
