@@ -4,6 +4,10 @@ The guard judges addresses at the moment of connecting, in the resolver, because
 harmless when it was looked at may lead elsewhere when it is dialled. aiohttp does not ask a
 resolver about a literal address, so those are judged before. Through a forward proxy names are
 resolved out there; only literals can be judged here.
+
+Connections are kept for a while after their last request, and when many requests come at once, as
+they do when cargo begins to resolve, more are opened than are needed yet. Crates may not have all
+of them: some are left to the index.
 """
 
 import asyncio
@@ -30,6 +34,7 @@ _HOSTS_REMEMBERED: Final = 256
 _KEPT_FROM_CRATES: Final = 8
 # As many requests at once are the beginning of a resolve, whose next level is wider.
 _BURST: Final = 8
+_SPARES_MAX: Final = 64
 
 
 class ForbiddenByGuard(OSError):
@@ -132,7 +137,7 @@ class Egress:
         return self._terms.connections - self.turns.free
 
     async def _open_spares(self, url: URL) -> None:
-        count = self._terms.connections - self._in_use
+        count = min(_SPARES_MAX, self._terms.connections) - self._in_use
         await asyncio.gather(*(self._open_spare(url) for _ in range(count)))
 
     async def _open_spare(self, url: URL) -> None:

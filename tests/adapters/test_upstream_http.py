@@ -897,17 +897,20 @@ async def ask_at_once(ours: HttpUpstream, upstream: RegistryServer, count: int) 
     await asyncio.gather(*asking)
 
 
+@pytest.mark.parametrize(("allowed", "opened"), [(20, 20), (1000, 64)])
 async def test_a_burst_opens_the_connections_that_the_next_level_will_need(
-    before: Before, registry: Registry, upstream: RegistryServer
+    before: Before, registry: Registry, upstream: RegistryServer, allowed: int, opened: int
 ) -> None:
     registry.publish(SERDE)
-    ours = before(upstream.url, connections=20)
+    ours = before(upstream.url, connections=allowed)
     await ask_at_once(ours, upstream, 8)
-    await asyncio.to_thread(upstream.wait_for_connections, 20)
+    spares = ours._egress._spares
+    assert spares is not None
+    await asyncio.wait_for(spares, PATIENCE_S)
     for _ in range(2):
-        await ask_at_once(ours, upstream, 20)
-    assert upstream.connections() == 20
-    assert upstream.count() == 48
+        await ask_at_once(ours, upstream, opened)
+    assert upstream.connections() == opened
+    assert upstream.count() == 8 + 2 * opened
 
 
 async def test_a_few_requests_open_no_connection_but_their_own(
