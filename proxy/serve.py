@@ -7,6 +7,7 @@ them is the house's. Everything is closed in the opposite order, whatever goes w
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -88,6 +89,9 @@ async def _serve(
         await _set_gauges(rooms)
         upkeep = asyncio.create_task(_upkeep(rooms))
         stack.push_async_callback(_end, upkeep)
+        # What is there by now stays; a collection among requests need not go over it each time.
+        gc.collect()
+        gc.freeze()
         readiness.ready = True
         announce(urls)
         await stopping.wait()
