@@ -1,62 +1,29 @@
-"""The chart, rendered by Helm's own engine: what it makes, and what it refuses to make."""
+"""The chart, rendered by Helm's own engine: what it makes."""
 
 import base64
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
 import kubernetes_validate
 import pytest
 
-from proxy import config
-from proxy.config import Overrides
-from tests.deploy.helm import IMAGE, RELEASE, Helm, Object, Refused
+from tests.conftest import Launch
+from tests.deploy.helm import IMAGE, Helm, Refused
 from tests.deploy.places import CHART, DOCKERFILE, EXAMPLES, merged, read_yaml
+from tests.deploy.release import (
+    COMPANY,
+    EVERYTHING,
+    NAME,
+    container,
+    environment,
+    pod,
+    settings,
+)
+from tests.world.server import RegistryServer, bound_socket
 
-NAME: Final = f"{RELEASE}-holdfast"
+# Kinds of whose makers no schema is here.
 OPERATORS: Final = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
-EVERYTHING: Final = {
-    "config": {"server": {"trusted_proxies": ["10.0.0.0/8"]}},
-    "ingress": {"enabled": True, "host": "crates.example.com"},
-    "gateway": {"enabled": True, "parentRefs": [{"name": "public"}]},
-    "serviceMonitor": {"enabled": True},
-    "prometheusRule": {"enabled": True},
-    "dashboard": {"enabled": True},
-}
-COMPANY: Final = {
-    "upstreams": {
-        "company": {
-            "index": "sparse+https://packages.example.com/index/",
-            "token": {"file": "/run/secrets/holdfast/company-token"},
-        }
-    },
-    "registries": {"company": {"access": "open"}},
-}
-
-
-def pod(statefulset: Object) -> Object:
-    spec: Object = statefulset["spec"]["template"]["spec"]
-    return spec
-
-
-def container(statefulset: Object) -> Object:
-    (one,) = pod(statefulset)["containers"]
-    assert isinstance(one, dict)
-    return one
-
-
-def environment(statefulset: Object) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in container(statefulset)["env"] if "value" in one}
-
-
-def settings(helm: Helm, values: dict[str, Any], tmp_path: Path) -> config.Settings:
-    """Read the configuration as the pod would, with the files of its Secret."""
-    text = helm.one("ConfigMap", merged(values, {"dashboard": {"enabled": False}}))
-    file = tmp_path / "holdfast.toml"
-    secrets = tmp_path / "secrets"
-    secrets.mkdir(exist_ok=True)
-    (secrets / "company-token").write_text("a token\n")
-    file.write_text(text["data"]["holdfast.toml"].replace("/run/secrets/holdfast", str(secrets)))
-    return config.load(file, environment(helm.one("StatefulSet", values)), Overrides())
 
 
 # Every example, and everything at once
@@ -313,7 +280,7 @@ def test_only_those_named_reach_the_metrics(helm: Helm) -> None:
     assert [rule["ports"][0]["port"] for rule in closed] == ["http"]
 
 
-# Replicas, volumes, refusals
+# Replicas and volumes
 
 
 def test_every_replica_has_volumes_of_its_own(helm: Helm) -> None:
@@ -333,85 +300,40 @@ def test_an_existing_claim_is_used_in_place_of_a_new_one(helm: Helm) -> None:
     assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "old-cache"}
 
 
-REFUSALS: Final[dict[str, tuple[dict[str, Any], str]]] = {
-    "no image": ({"image": {"repository": ""}}, "there is no published image"),
-    "two processes on one cache": (
-        {"replicas": 2, "persistence": {"cache": {"existingClaim": "one"}}},
-        r"cannot share persistence\.cache\.existingClaim",
-    ),
-    "two processes on one state": (
-        {"replicas": 2, "persistence": {"state": {"existingClaim": "one"}}},
-        r"cannot share persistence\.state\.existingClaim",
-    ),
-    "tokens that other replicas do not know": (
-        {"replicas": 2, "config": {"registries": {"all": {"access": "token"}}}},
-        r"config\.registries\.all\.access is token",
-    ),
-    "owners that replicas would disagree on": (
-        {"replicas": 2, "config": {"registries": {"all": {"upstreams": ["a", "b"]}}}},
-        r"config\.registries\.all merges upstreams",
-    ),
-    "no replica": ({"replicas": 0}, "/replicas"),
-    "a cache that fills the node": (
-        {"persistence": {"cache": {"enabled": False}}},
-        r"write config\.cache\.max_size",
-    ),
-    "an ingress of which the proxy knows nothing": (
-        {"ingress": {"enabled": True, "host": "crates.example.com"}},
-        r"config\.server\.trusted_proxies",
-    ),
-    "a route of which the proxy knows nothing": (
-        {"gateway": {"enabled": True, "parentRefs": [{"name": "public"}]}},
-        r"config\.server\.trusted_proxies",
-    ),
-    "an ingress without a host": (
-        merged(EVERYTHING, {"ingress": {"host": ""}}),
-        r"write ingress\.host",
-    ),
-    "a route without a gateway": (
-        merged(EVERYTHING, {"gateway": {"parentRefs": []}}),
-        r"write gateway\.parentRefs",
-    ),
-    "a place that is the chart's": (
-        {"config": {"cache": {"dir": "/data"}}},
-        r"config\.cache\.dir is the chart's to set",
-    ),
-    "a listener that is the chart's": (
-        {"config": {"server": {"listen": ["0.0.0.0:80"]}}},
-        r"config\.server\.listen is the chart's to set",
-    ),
-    "a drain that the grace period would not follow": (
-        {"config": {"server": {"drain": "5m"}}},
-        r"write shutdown\.drainSeconds",
-    ),
-    "the chart's variables": (
-        {"env": [{"name": "HOLDFAST__CACHE__DIR", "value": "/data"}]},
-        "/env/0/name",
-    ),
-    "a value that there is not": ({"replicaCount": 2}, "replicaCount"),
-}
-
-
-@pytest.mark.parametrize("what", REFUSALS)
-def test_what_cannot_work_is_refused_by_name(helm: Helm, what: str) -> None:
-    values, message = REFUSALS[what]
-    with pytest.raises(Refused, match=message):
-        helm.objects(values)
-
-
-def test_the_chart_refuses_all_that_it_sets_itself(helm: Helm) -> None:
-    variables = environment(helm.one("StatefulSet", {"tls": {"existingSecret": "pair"}}))
-    for variable in variables:
-        with pytest.raises(Refused, match="/env/0/name"):
-            helm.objects({"env": [{"name": variable, "value": "1"}]})
-        if variable != "HOLDFAST_CONFIG":
-            section, key = variable.lower().split("__")[1:3]
-            with pytest.raises(Refused, match=f"config.{section}.{key} is the chart's to set"):
-                helm.objects({"config": {section: {key: "1"}}})
-
-
 def test_the_notes_show_the_address_that_clients_use(helm: Helm) -> None:
     inside = helm.files(IMAGE)["NOTES.txt"]
     assert 'index = "sparse+http://demo-holdfast.builds.svc/crates-io/index/"' in inside
     outside = helm.files(merged(IMAGE, EVERYTHING))["NOTES.txt"]
     assert 'index = "sparse+https://crates.example.com/crates-io/index/"' in outside
+
+
+def test_a_proxy_with_the_pods_variables_answers_the_pods_probes(
+    helm: Helm, upstream: RegistryServer, launch: Launch, tmp_path: Path
+) -> None:
+    statefulset = helm.one("StatefulSet")
+    with bound_socket(0) as reserved:
+        port: int = reserved.getsockname()[1]
+        variables = environment(statefulset) | {
+            "HOLDFAST__SERVER__ADMIN_LISTEN": f"127.0.0.1:{port}",
+            "HOLDFAST__CACHE__DIR": str(tmp_path / "cache"),
+            "HOLDFAST__STATE__DIR": str(tmp_path / "state"),
+        }
+        # The rest is as it is in the pod; where clients come in, the test has chosen already.
+        del variables["HOLDFAST__SERVER__LISTEN"], variables["HOLDFAST_CONFIG"]
+        proxy = launch({"crates-io": upstream}, env=variables)
+
+        def admin(path: str) -> tuple[int, str]:
+            connection = HTTPConnection("127.0.0.1", port, timeout=10)
+            try:
+                connection.request("GET", path, headers={"Host": "10.1.2.3:9090"})
+                response = connection.getresponse()
+                return response.status, response.read().decode()
+            finally:
+                connection.close()
+
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert admin(container(statefulset)[probe]["httpGet"]["path"])[0] == 200
+        (endpoint,) = helm.one("ServiceMonitor", EVERYTHING)["spec"]["endpoints"]
+        status, page = admin(endpoint["path"])
+        assert (status, "holdfast_build_info" in page) == (200, True)
+        assert proxy.get(endpoint["path"]).status == 404

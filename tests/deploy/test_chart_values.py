@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import pytest
+import yaml
 
 from tests.deploy.helm import IMAGE, Helm, Refused
 from tests.deploy.places import CHART, merged, read_yaml
@@ -136,6 +137,14 @@ def test_the_guide_names_every_section_of_the_values() -> None:
     for key in leaves(read_yaml(VALUES)):
         section = key.partition(".")[0]
         assert re.search(rf"`{section}\b", guide), section
+
+
+def test_the_values_that_the_guide_shows_are_accepted(helm: Helm) -> None:
+    guide = (CHART.parent.parent / "docs" / "kubernetes.md").read_text()
+    shown = re.findall(r"^```yaml\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    assert len(shown) > 3
+    for text in shown:
+        assert helm.objects(yaml.safe_load(text))
 
 
 def test_every_value_has_a_change_here() -> None:
