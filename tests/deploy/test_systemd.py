@@ -88,3 +88,8 @@ def test_it_is_confined() -> None:
         "StateDirectoryMode": "0700",
     }
     assert {key: service(key) for key in wanted} == wanted
+
+
+def test_it_sees_what_the_metrics_of_its_process_need() -> None:
+    # Without /proc/stat the client of Prometheus leaves out the process_* metrics without a word.
+    assert "ProcSubset" not in unit()["Service"]
