@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
 from proxy import compose
 from proxy.adapters.clock import SystemClock
 from proxy.config import Overrides, load
@@ -27,6 +30,8 @@ class Door:
     rooms: compose.House
     entrance: Entrance
     port: int
+    # The targets that the application was asked for: hot answers are given without it.
+    handled: list[str]
 
 
 @asynccontextmanager
@@ -57,8 +62,17 @@ async def doorstep(
         hot = HotPath(
             rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry
         )
+        handled: list[str] = []
+
+        @web.middleware
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            handled.append(request.path_qs)
+            return await handler(request)
+
+        app = compose._app(rooms, pages, admin_only_elsewhere=False)
+        app.middlewares.append(note)
         entrance = Entrance(
-            compose._app(rooms, pages, admin_only_elsewhere=False),
+            app,
             hot,
             rooms.addresses,
             h2c=h2c,
@@ -73,6 +87,6 @@ async def doorstep(
             {"http/1.1": entrance.http1_connections, "h2": entrance.http2_connections}
         )
         try:
-            yield Door(rooms, entrance, port)
+            yield Door(rooms, entrance, port, handled)
         finally:
             await entrance.close(1.0)
