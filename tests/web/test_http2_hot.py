@@ -1,0 +1,487 @@
+"""Hot answers and ordinary ones on one HTTP/2 connection: nobody can tell them apart.
+
+A hot answer is written past the library, with the library's tables and windows. So here the two
+kinds are mixed in every way that a client can mix them, and what comes back is read by a decoder
+that is none of ours: one field of one answer too many or too few, and all that follows is garbage.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.web import http11
+from tests.web.conftest import crate_url, index_url
+from tests.web.doorstep import Door, doorstep
+from tests.world import http2
+from tests.world.crates import Package
+from tests.world.http2 import (
+    END_HEADERS,
+    END_STREAM,
+    PADDED,
+    PRIORITY_FLAG,
+    Closed,
+    Code,
+    Kind,
+    Peer,
+    Setting,
+    asking,
+    connected,
+    frame,
+)
+from tests.world.registry import Registry
+from tests.world.server import RegistryServer
+
+CONFIG = "/crates-io/index/config.json"
+SMALL, MANY, WIDE = index_url("small"), index_url("many"), index_url("wide")
+WHOLE = END_STREAM | END_HEADERS
+CARGO = [("user-agent", "cargo/1.95.0"), ("accept", "*/*"), ("accept-encoding", "identity")]
+
+
+@pytest_asyncio.fixture
+async def door(tmp_path: Path, stocked: Registry, upstream: RegistryServer) -> AsyncIterator[Door]:
+    """A door behind which all index files of these tests and one crate are in memory.
+
+    `wide` has an index file larger than the first window of a stream, and than many frames.
+    """
+    stocked.publish_listed(*(Package("wide", f"1.{minor}.0") for minor in range(600)))
+    assert len(stocked.index("wide")) > 65_535
+    async with doorstep(tmp_path, upstream) as opened:
+        for url in (SMALL, MANY, WIDE, crate_url(stocked, "small")):
+            async with asyncio.timeout(http2.PATIENCE_SECONDS):
+                while (await http11.ask(opened.port, url)).how != "hit":
+                    pass
+        async with connected(opened.port) as peer:
+            # The proxy learns what a whole request looks like.
+            for stream, fields in ((1, []), (3, CARGO), (5, [*CARGO, ("if-none-match", '"a"')])):
+                peer.send(http2.headers(stream, [*asking(SMALL), *fields]))
+                assert (await peer.reply(stream)).status == 200
+        opened.handled.clear()
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def silent(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does is no error of ours."""
+    yield
+    assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
+
+
+async def is_alive(peer: Peer, stream: int = 999_999) -> bool:
+    """Tell whether hot and ordinary answers still come, in step with the peer's tables."""
+    peer.send(
+        peer.compressed(stream, [*asking(SMALL), *CARGO]),
+        peer.compressed(stream + 2, [*asking(CONFIG), *CARGO]),
+    )
+    hot, ordinary = await peer.reply(stream), await peer.reply(stream + 2)
+    return (hot.status, ordinary.status, peer.goaway) == (200, 200, None)
+
+
+@dataclass(slots=True)
+class Mix:
+    """A client that does what clients do, in no order; `expected` has what must come of it."""
+
+    peer: Peer
+    bodies: dict[str, bytes]
+    dice: random.Random
+    stream: int = 1
+    hot: list[int] = field(default_factory=list)
+    expected: dict[int, tuple[int | None, bytes]] = field(default_factory=dict)
+
+    def encoded(self, path: str, *fields: tuple[str, str]) -> bytes:
+        """Return a block of the peer's own encoder, which indexes all that it can."""
+        pairs = [*asking(path), *CARGO, *fields]
+        return self.peer.compressed(1, pairs)[9:]
+
+    def ask(self, path: str, *frames: Callable[[int, bytes], bytes]) -> bytes:
+        """Ask for something on the next stream, in frames of this kind."""
+        self.expected[self.stream] = (200, self.bodies[path])
+        if path != CONFIG:
+            self.hot.append(self.stream)
+        block = self.encoded(path)
+        sent = b"".join(each(self.stream, block) for each in frames)
+        self.stream += 2
+        return sent
+
+    def path(self) -> str:
+        return self.dice.choice(list(self.bodies))
+
+    def plain(self) -> bytes:
+        return self.ask(self.path(), lambda s, block: frame(Kind.HEADERS, WHOLE, s, block))
+
+    def padded(self) -> bytes:
+        return self.ask(
+            self.path(),
+            lambda s, block: frame(Kind.HEADERS, WHOLE | PADDED, s, b"\x04" + block + bytes(4)),
+        )
+
+    def preferred(self) -> bytes:
+        before = self.dice.choice([0, *self.hot]).to_bytes(4, "big") + b"\x0f"
+        return self.ask(
+            self.path(),
+            lambda s, block: frame(Kind.HEADERS, WHOLE | PRIORITY_FLAG, s, before + block),
+        )
+
+    def continued(self) -> bytes:
+        return self.ask(
+            self.path(),
+            lambda s, block: frame(Kind.HEADERS, END_STREAM, s, block[:3]),
+            lambda s, block: frame(Kind.CONTINUATION, 0, s, block[3:5]),
+            lambda s, block: frame(Kind.CONTINUATION, END_HEADERS, s, block[5:]),
+        )
+
+    def indexed(self) -> bytes:
+        """A name and a value that nobody has sent before go into the tables."""
+        word = f"x{self.dice.randrange(10**6)}"
+        self.expected[self.stream] = (200, self.bodies[MANY])
+        block = self.encoded(MANY, ("x-word", word * 9))
+        self.stream += 2
+        return frame(Kind.HEADERS, WHOLE, self.stream - 2, block)
+
+    def refused(self) -> bytes:
+        """What is refused goes into the tables as well."""
+        self.expected[self.stream] = (None, b"")
+        bad = self.dice.choice([("x-bad", "a\0b"), ("x-bad", "c\rd"), ("content-length", "7")])
+        block = self.encoded(SMALL, bad, ("x-good", "e"))
+        self.stream += 2
+        return frame(Kind.HEADERS, WHOLE, self.stream - 2, block)
+
+    def unchanged(self) -> bytes:
+        self.expected[self.stream] = (304, b"")
+        block = self.encoded(SMALL, ("if-none-match", "*"))
+        self.stream += 2
+        return frame(Kind.HEADERS, WHOLE, self.stream - 2, block)
+
+    def resized(self) -> bytes:
+        """The peer's own table becomes another size, which its next block says."""
+        self.peer._encoder.header_table_size = self.dice.choice([0, 60, 300, 4096])
+        return self.plain()
+
+    def settled(self) -> bytes:
+        """The proxy's table may become another size; frames of another size are taken."""
+        size = self.dice.choice([0, 100, 4096, 65_536])
+        self.peer._decoder.max_allowed_table_size = 65_536
+        return http2.settings(
+            [(Setting.HEADER_TABLE_SIZE, 0), (Setting.HEADER_TABLE_SIZE, size)]
+            if self.dice.randrange(2)
+            else [(Setting.HEADER_TABLE_SIZE, size), (Setting.MAX_FRAME_SIZE, 20_000)]
+        )
+
+    def afterwards(self) -> bytes:
+        """What may still come for a stream that has been answered."""
+        if not self.hot:
+            return b""
+        stream = self.dice.choice(self.hot)
+        return self.dice.choice(
+            [
+                http2.window_update(self.dice.choice([1, 1000]), stream),
+                http2.priority(stream, 0),
+                http2.priority(self.stream + 100, stream),
+            ]
+        )
+
+    def pinged(self) -> bytes:
+        return http2.ping()
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_mixed_conversation_is_read_to_its_end(
+    door: Door, stocked: Registry, seed: int
+) -> None:
+    config = (await http11.ask(door.port, CONFIG, headers={"Host": "127.0.0.1"})).body
+    bodies = {SMALL: stocked.index("small"), MANY: stocked.index("many"), CONFIG: config}
+    bodies[crate_url(stocked, "small")] = stocked.crate("small", "1.0.0")
+    async with connected(door.port) as peer:
+        mix = Mix(peer, bodies, random.Random(seed))
+        deeds = [
+            *[mix.plain] * 6,
+            *(mix.padded, mix.preferred, mix.continued, mix.indexed, mix.refused, mix.unchanged),
+            *(mix.resized, mix.settled, mix.afterwards, mix.pinged),
+        ]
+        for _ in range(12):
+            talk = b"".join(mix.dice.choice(deeds)() for _ in range(12))
+            # In one piece, in two, or in many small ones.
+            step = mix.dice.choice([len(talk) or 1, len(talk) // 2 + 1, 7])
+            for at in range(0, len(talk), step):
+                peer.send(talk[at : at + step])
+                await peer.flush()
+            await peer.pong()
+        for stream, (status, body) in mix.expected.items():
+            reply = await peer.reply(stream)
+            if status is None:
+                assert reply.reset == Code.PROTOCOL_ERROR, stream
+                continue
+            assert (reply.status, reply.reset, bytes(reply.body)) == (status, None, body), stream
+            names = [name for name, _ in reply.fields]
+            assert len(names) == len(set(names))
+            assert reply.headers["x-cache"] == "hit"
+            if status == 200:
+                assert reply.headers["content-length"] == str(len(body))
+        assert peer.goaway is None
+        assert len(door.handled) < len(mix.expected) - 30
+
+
+async def hot_stream(peer: Peer, door: Door, stream: int = 1) -> None:
+    """Have one stream answered past the library, and over."""
+    before = len(door.handled)
+    peer.send(http2.get(stream, SMALL))
+    reply = await peer.reply(stream)
+    assert (reply.status, reply.reset, len(door.handled)) == (200, None, before)
+
+
+AFTER = {
+    "WINDOW_UPDATE": (http2.window_update(10, 1), None),
+    "the largest WINDOW_UPDATE": (http2.window_update(2**31 - 1, 1), None),
+    "RST_STREAM": (http2.rst_stream(1), None),
+    "RST_STREAM twice": (http2.rst_stream(1) * 2, None),
+    "PRIORITY": (http2.priority(1), None),
+    "HEADERS": (http2.get(1, SMALL), {Code.STREAM_CLOSED}),
+    "HEADERS for something else": (http2.get(1, CONFIG), {Code.STREAM_CLOSED}),
+    "trailers": (http2.headers(1, [("a", "b")]), {Code.STREAM_CLOSED}),
+    "half of HEADERS": (
+        http2.headers(1, asking(SMALL), end_headers=False) + http2.get(3, SMALL),
+        {Code.PROTOCOL_ERROR},
+    ),
+    "CONTINUATION": (
+        frame(Kind.CONTINUATION, END_HEADERS, 1),
+        {Code.STREAM_CLOSED, Code.PROTOCOL_ERROR},
+    ),
+    "a stream below": (http2.get(3, SMALL) + http2.get(1, SMALL), {Code.STREAM_CLOSED}),
+    "a stream that was left out": (
+        http2.get(7, SMALL) + http2.get(5, SMALL),
+        {Code.PROTOCOL_ERROR},
+    ),
+    "an even stream": (http2.get(2, SMALL), {Code.PROTOCOL_ERROR}),
+    "DATA for one that was left out": (
+        http2.get(7, SMALL) + http2.data(9, b"x"),
+        {Code.PROTOCOL_ERROR},
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "codes"), AFTER.values(), ids=AFTER.keys())
+async def test_what_comes_for_a_stream_that_was_answered_hot(
+    door: Door, sent: bytes, codes: set[Code] | None
+) -> None:
+    """RFC 9113 section 5.1, "closed": late frames are let be, new requests are errors."""
+    async with connected(door.port) as peer:
+        await hot_stream(peer, door)
+        peer.send(sent)
+        if codes is None:
+            assert await is_alive(peer)
+            return
+        assert await peer.end() in codes
+
+
+async def test_data_for_a_stream_that_was_answered_hot_hurts_nobody_else(
+    door: Door,
+) -> None:
+    async with connected(door.port) as peer:
+        await hot_stream(peer, door)
+        for _ in range(20):
+            peer.send(http2.data(1, bytes(16_000)))
+        # All of it counts for the connection's window, and that is given back.
+        assert await is_alive(peer)
+        assert peer.replies[1].reset in (None, Code.STREAM_CLOSED)
+
+
+async def test_a_goaway_names_the_last_stream_that_was_answered_hot(door: Door) -> None:
+    async with connected(door.port) as peer:
+        peer.send(http2.get(1, CONFIG))
+        await peer.reply(1)
+        await hot_stream(peer, door, 7)
+        closing = asyncio.create_task(door.entrance.close(5.0))
+        assert await peer.end() == Code.NO_ERROR
+        assert peer.goaway == (7, Code.NO_ERROR)
+        await closing
+
+
+async def test_what_cannot_be_decoded_ends_the_connection_wherever_it_comes(door: Door) -> None:
+    for encoded in (b"\xc6", b"\x80", b"\x82\x84\x00\x01a\x05b", b"\x3f\xe1\xff\x3f"):
+        async with connected(door.port) as peer:
+            await hot_stream(peer, door)
+            peer.send(frame(Kind.HEADERS, WHOLE, 3, encoded))
+            assert await peer.end() in (Code.PROTOCOL_ERROR, Code.COMPRESSION_ERROR)
+
+
+async def test_an_oversized_head_behind_a_hot_answer_ends_the_connection(door: Door) -> None:
+    async with connected(door.port) as peer:
+        await hot_stream(peer, door)
+        # One long field goes into the table; a few bytes name it again and again.
+        long = b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000
+        assert http2.literal(b"a", b"b" * 4000)[3:6] == b"\x7f\xa1\x1e"
+        long = b"\x40\x01a\x7f\xa1\x1e" + b"b" * 4000
+        peer.send(frame(Kind.HEADERS, WHOLE, 3, http2.block(asking(SMALL)) + long + b"\xbe" * 20))
+        assert await peer.end() is not None
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"", http2.headers(1, [*asking(SMALL), ("x-bad", "a\0b")]), http2.get(1, CONFIG)],
+    ids=["first", "after a refused one", "after an ordinary one"],
+)
+@pytest.mark.parametrize("flags", [WHOLE, WHOLE | PADDED, END_STREAM], ids=["hot", "padded", "two"])
+async def test_a_request_that_is_split_anywhere_gets_the_same_answer(
+    door: Door, stocked: Registry, before: bytes, flags: int
+) -> None:
+    async with connected(door.port) as peer:
+        if before:
+            peer.send(before)
+            await peer.reply(1)
+        for at in range(60):
+            stream = 2 * at + 3
+            whole = peer.compressed(stream, [*asking(SMALL), *CARGO])
+            if flags == WHOLE | PADDED:
+                whole = frame(Kind.HEADERS, flags, stream, b"\x02" + whole[9:] + b"\0\0")
+            elif flags == END_STREAM:
+                whole = frame(Kind.HEADERS, flags, stream, whole[9:12]) + frame(
+                    Kind.CONTINUATION, END_HEADERS, stream, whole[12:]
+                )
+            peer.send(whole[:at])
+            await peer.flush()
+            await asyncio.sleep(0)
+            peer.send(whole[at:])
+            reply = await peer.reply(stream)
+            assert (reply.status, bytes(reply.body)) == (200, stocked.index("small"))
+        assert peer.goaway is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {Setting.INITIAL_WINDOW_SIZE: 0},
+        {Setting.INITIAL_WINDOW_SIZE: 1},
+        {Setting.INITIAL_WINDOW_SIZE: 70_000},
+        {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1},
+    ],
+    ids=str,
+)
+async def test_no_client_gets_more_than_its_windows_and_each_gets_it_whole(
+    door: Door, stocked: Registry, values: dict[Setting, int]
+) -> None:
+    """What does not fit at once comes by the ordinary way, which waits."""
+    body = stocked.index("wide")
+    window = values.get(Setting.INITIAL_WINDOW_SIZE, 65_535)
+    async with connected(door.port, values) as peer:
+        peer.gives_window = False
+        peer.send(http2.window_update(len(body) + 1_000 - 65_535))
+        peer.send(http2.get(1, WIDE))
+        allowed = min(window, len(body))
+        await peer.until(lambda peer: 1 in peer.replies and len(peer.replies[1].body) >= allowed)
+        await peer.pong()
+        reply = peer.replies[1]
+        assert (len(reply.body), reply.ended) == (allowed, allowed == len(body))
+        # What fits is sent at once, and past the library; what does not waits in a handler.
+        assert door.handled == ([] if reply.ended else [WIDE])
+        if not reply.ended:
+            peer.send(http2.window_update(len(body), 1))
+        assert bytes((await peer.reply(1)).body) == body
+        # Of the window of all, a thousand bytes are left.
+        peer.send(http2.get(3, WIDE))
+        allowed = min(window, 1_000)
+        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= allowed)
+        await peer.pong()
+        assert len(peer.replies[3].body) == allowed
+        peer.send(http2.window_update(len(body)))
+        if window < len(body):
+            peer.send(http2.window_update(len(body), 3))
+        assert bytes((await peer.reply(3)).body) == body
+        assert peer.goaway is None
+
+
+@pytest.mark.parametrize("frame_bytes", [16_384, 20_000, 2**24 - 1])
+async def test_no_frame_is_larger_than_the_client_takes(
+    door: Door, stocked: Registry, frame_bytes: int
+) -> None:
+    values = {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1, Setting.MAX_FRAME_SIZE: frame_bytes}
+    async with connected(door.port, values) as peer:
+        peer.send(http2.window_update(1_000_000))
+        await peer.pong()
+        peer.send(http2.get(1, WIDE))
+        sizes = []
+        while 1 not in peer.replies or not peer.replies[1].ended:
+            if (got := await peer.read()).kind == Kind.DATA:
+                sizes.append(len(got.payload))
+        assert door.handled == []
+        assert bytes(peer.replies[1].body) == stocked.index("wide")
+        assert max(sizes) == min(frame_bytes, len(peer.replies[1].body))
+
+
+async def test_the_window_of_the_connection_counts_what_went_hot(
+    door: Door, stocked: Registry
+) -> None:
+    many = stocked.index("many")
+    fit = 65_535 // len(many)
+    async with connected(door.port) as peer:
+        peer.gives_window = False
+        peer.send(*(http2.get(2 * at + 1, MANY) for at in range(fit + 1)))
+        for at in range(fit):
+            assert bytes((await peer.reply(2 * at + 1)).body) == many
+        assert door.handled == [MANY]
+        last = 2 * fit + 1
+        await peer.until(lambda peer: last in peer.replies)
+        await peer.pong()
+        left = 65_535 - fit * len(many)
+        assert len(peer.replies[last].body) == left
+        # A hot answer without a body needs no window; it does not wait for the other.
+        peer.send(http2.headers(last + 2, [*asking(SMALL), *CARGO, ("if-none-match", "*")]))
+        assert (await peer.reply(last + 2)).status == 304
+        peer.send(http2.window_update(len(many)))
+        assert bytes((await peer.reply(last)).body) == many
+        assert door.handled == [MANY]
+
+
+async def test_a_window_that_shrinks_counts_for_the_next_request(door: Door) -> None:
+    async with connected(door.port) as peer:
+        peer.gives_window = False
+        await hot_stream(peer, door)
+        peer.send(http2.settings({Setting.INITIAL_WINDOW_SIZE: 5}) + http2.get(3, SMALL))
+        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= 5)
+        await peer.pong()
+        assert len(peer.replies[3].body) == 5
+
+
+@pytest.mark.parametrize("first", [http2.get(1, SMALL), http2.settings()[:0]], ids=["GET", ""])
+async def test_nothing_is_answered_hot_before_the_client_has_said_its_settings(
+    door: Door, first: bytes
+) -> None:
+    """Its windows are not known yet; a preface without SETTINGS is none (section 3.4)."""
+    peer = await Peer.connect(door.port)
+    try:
+        peer.gives_window = False
+        values = {Setting.INITIAL_WINDOW_SIZE: 5}
+        peer.send(http2.PREFACE + first + http2.settings(values) + http2.get(3, SMALL))
+        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= 5)
+        await peer.pong()
+        assert len(peer.replies[3].body) == 5
+    except Closed:
+        assert first
+    finally:
+        peer.leave()
+
+
+async def test_a_client_that_does_not_read_is_not_written_to_without_end(
+    door: Door, stocked: Registry
+) -> None:
+    """Once the socket is full no more is answered hot: streams wait, and they are bounded."""
+    body = stocked.index("wide")
+    wide = {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}
+    async with connected(door.port, wide) as peer:
+        peer.send(http2.window_update(2**31 - 1 - 65_535))
+        peer.gives_window = False
+        (connection,) = door.entrance._crowd
+        asked = 250
+        peer.send(*(http2.get(2 * at + 1, WIDE) for at in range(asked)))
+        async with asyncio.timeout(http2.PATIENCE_SECONDS):
+            while len(door.handled) < asked // 4:
+                await asyncio.sleep(0)
+        assert connection._transport.get_write_buffer_size() < 4 * 1024 * 1024
+        assert not connection._sender.is_writable
+        for at in range(asked):
+            assert bytes((await peer.reply(2 * at + 1)).body) == body
+        assert await is_alive(peer)
