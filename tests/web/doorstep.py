@@ -4,6 +4,7 @@ Unlike the `serve` of this folder it lets a test choose the limits of an HTTP/2 
 the entrance by itself, which is what a drain is.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Door:
     port: int
     # The targets that the application was asked for: hot answers are given without it.
     handled: list[str]
+    # While it is clear, the application waits before it answers.
+    gate: asyncio.Event
 
 
 @asynccontextmanager
@@ -63,10 +66,13 @@ async def doorstep(
             rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry
         )
         handled: list[str] = []
+        gate = asyncio.Event()
+        gate.set()
 
         @web.middleware
         async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
             handled.append(request.path_qs)
+            await gate.wait()
             return await handler(request)
 
         app = compose._app(rooms, pages, admin_only_elsewhere=False)
@@ -87,6 +93,6 @@ async def doorstep(
             {"http/1.1": entrance.http1_connections, "h2": entrance.http2_connections}
         )
         try:
-            yield Door(rooms, entrance, port, handled)
+            yield Door(rooms, entrance, port, handled, gate)
         finally:
             await entrance.close(1.0)
