@@ -219,12 +219,13 @@ async def test_a_client_that_does_not_read_makes_nothing_pile_up(
             asked += 1
         assert door.handled == []
         held = transport.get_write_buffer_size()
+        # The socket is full: the next one waits in a handler, and those behind it unread.
+        await client.send(get(WIDE), until=lambda: door.handled == [WIDE])
+        asked += 1
         for _ in range(300):
             await client.send(get(WIDE))
             asked += 1
-        async with asyncio.timeout(http11.PATIENCE_SECONDS):
-            while not door.handled:
-                await asyncio.sleep(0)
+        assert door.handled == [WIDE]
         assert transport.get_write_buffer_size() <= held + len(body) + 1_000
         assert len(client.end._messages) < 100
         for _ in range(asked):
@@ -314,4 +315,16 @@ async def test_nothing_is_answered_hot_once_a_drain_has_begun(door: Door) -> Non
         door.gate.set()
         assert (await busy.rest()).count(b"HTTP/1.1 ") == 1
         assert await idle.rest() == b""
+        await closing
+
+
+async def test_a_connection_that_is_being_shut_down_answers_nothing(door: Door) -> None:
+    async with talk(door) as client:
+        closing = asyncio.create_task(client.end.shutdown(0.2))
+        async with asyncio.timeout(http11.PATIENCE_SECONDS):
+            while not client.end._force_close:
+                await asyncio.sleep(0)
+        assert client.end._is_idle()
+        client.end.data_received(get(SMALL))
+        assert await client.rest() == b""
         await closing
