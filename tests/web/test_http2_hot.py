@@ -242,10 +242,6 @@ AFTER = {
     "HEADERS": (http2.get(1, SMALL), {Code.STREAM_CLOSED}),
     "HEADERS for something else": (http2.get(1, CONFIG), {Code.STREAM_CLOSED}),
     "trailers": (http2.headers(1, [("a", "b")]), {Code.STREAM_CLOSED}),
-    "half of HEADERS": (
-        http2.headers(1, asking(SMALL), end_headers=False) + http2.get(3, SMALL),
-        {Code.PROTOCOL_ERROR},
-    ),
     "CONTINUATION": (
         frame(Kind.CONTINUATION, END_HEADERS, 1),
         {Code.STREAM_CLOSED, Code.PROTOCOL_ERROR},
@@ -275,6 +271,18 @@ async def test_what_comes_for_a_stream_that_was_answered_hot(
             assert await is_alive(peer)
             return
         assert await peer.end() in codes
+
+
+@pytest.mark.parametrize("stream", [1, 3])
+async def test_nothing_is_answered_in_the_middle_of_a_head(door: Door, stream: int) -> None:
+    """RFC 9113 section 6.10: only CONTINUATION of the same stream may follow."""
+    async with connected(door.port) as peer:
+        await hot_stream(peer, door)
+        peer.send(
+            http2.headers(stream, asking(SMALL), end_headers=False), http2.get(stream + 2, SMALL)
+        )
+        assert await peer.end() == Code.PROTOCOL_ERROR
+        assert set(peer.replies) == {1}
 
 
 async def test_data_for_a_stream_that_was_answered_hot_hurts_nobody_else(
