@@ -66,3 +66,12 @@ def test_a_client_that_says_nothing_has_the_windows_of_the_standard() -> None:
     assert library.remote_settings.header_table_size == 4_096
     assert library.encoder.header_table_size == 4_096
     assert library.room() == 65_535
+
+
+def test_what_is_kept_of_streams_that_are_over_is_bounded() -> None:
+    library = Library(Http2Limits())
+    library.initiate_connection()
+    for stream in range(1, 10_001, 2):
+        library.skip(stream, [(b":status", b"304", False)], 0)
+    assert len(library._closed_streams) == 1024, "see proxy/web/http2/library.py"
+    assert max(library._closed_streams) == library.highest_inbound_stream_id == 9_999

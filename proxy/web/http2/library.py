@@ -39,6 +39,10 @@ _CONFIG: Final = H2Configuration(
 class Library(H2Connection):  # type: ignore[misc]
     """One connection's protocol. For one event loop."""
 
+    # How many streams are remembered by how they ended. Hot answers end tens of thousands a second,
+    # and what the library would keep of them is eight megabytes a connection.
+    MAX_CLOSED_STREAMS = 1024
+
     def __init__(self, limits: Http2Limits) -> None:
         super().__init__(config=_CONFIG)
         settings = Settings(
