@@ -8,12 +8,14 @@ that is none of ours: one field of one answer too many or too few, and all that 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from proxy.web.http2.limits import Http2Limits
 from tests.web import http11
 from tests.web.conftest import crate_url, index_url
 from tests.web.doorstep import Door, doorstep
@@ -41,15 +43,17 @@ WHOLE = END_STREAM | END_HEADERS
 CARGO = [("user-agent", "cargo/1.95.0"), ("accept", "*/*"), ("accept-encoding", "identity")]
 
 
-@pytest_asyncio.fixture
-async def door(tmp_path: Path, stocked: Registry, upstream: RegistryServer) -> AsyncIterator[Door]:
-    """A door behind which all index files of these tests and one crate are in memory.
+@asynccontextmanager
+async def warm(
+    root: Path, stocked: Registry, upstream: RegistryServer, limits: Http2Limits | None = None
+) -> AsyncIterator[Door]:
+    """Open a door behind which all index files of these tests and one crate are in memory.
 
     `wide` has an index file larger than the first window of a stream, and than many frames.
     """
     stocked.publish_listed(*(Package("wide", f"1.{minor}.0") for minor in range(600)))
     assert len(stocked.index("wide")) > 65_535
-    async with doorstep(tmp_path, upstream) as opened:
+    async with doorstep(root, upstream, limits=limits) as opened:
         for url in (SMALL, MANY, WIDE, crate_url(stocked, "small")):
             async with asyncio.timeout(http2.PATIENCE_SECONDS):
                 while (await http11.ask(opened.port, url)).how != "hit":
@@ -60,6 +64,12 @@ async def door(tmp_path: Path, stocked: Registry, upstream: RegistryServer) -> A
                 peer.send(http2.headers(stream, [*asking(SMALL), *fields]))
                 assert (await peer.reply(stream)).status == 200
         opened.handled.clear()
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def door(tmp_path: Path, stocked: Registry, upstream: RegistryServer) -> AsyncIterator[Door]:
+    async with warm(tmp_path, stocked, upstream) as opened:
         yield opened
 
 
@@ -510,3 +520,19 @@ async def test_a_client_that_does_not_read_is_not_written_to_without_end(
         for at in range(asked):
             assert bytes((await peer.reply(2 * at + 1)).body) == body
         assert await is_alive(peer)
+
+
+async def test_who_keeps_asking_hot_things_is_not_taken_for_idle(
+    tmp_path: Path, stocked: Registry, upstream: RegistryServer
+) -> None:
+    loop = asyncio.get_running_loop()
+    limits = Http2Limits(idle_timeout_s=0.4)
+    async with warm(tmp_path, stocked, upstream, limits) as door, connected(door.port) as peer:
+        until, stream = loop.time() + 1.2, 1
+        while loop.time() < until:
+            peer.send(http2.get(stream, SMALL))
+            assert (await peer.reply(stream)).status == 200
+            stream += 2
+        assert door.handled == []
+        # Who has stopped is.
+        assert await peer.end() == Code.NO_ERROR
