@@ -17,35 +17,17 @@ import pytest_asyncio
 from proxy.web import entrance
 from proxy.web.http1 import Http1Connection
 from tests.web import http11
-from tests.web.conftest import index_url
-from tests.web.doorstep import Door, doorstep
-from tests.world.crates import Package
+from tests.web.doorstep import Door
+from tests.web.warm import CONFIG, MANY, SMALL, WIDE, warm
 from tests.world.holdfast import Answer
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
-CONFIG = "/crates-io/index/config.json"
-SMALL, MANY, WIDE = index_url("small"), index_url("many"), index_url("wide")
 PUBLISH = "/crates-io/api/v1/crates/new"
 
 
 def get(target: str, *lines: str, host: str = "Host: a") -> bytes:
     return "\r\n".join([f"GET {target} HTTP/1.1", host, *lines, "", ""]).encode("latin-1")
-
-
-@asynccontextmanager
-async def warm(root: Path, stocked: Registry, upstream: RegistryServer) -> AsyncIterator[Door]:
-    stocked.publish_listed(*(Package("wide", f"1.{minor}.0") for minor in range(600)))
-    async with doorstep(root, upstream) as opened:
-        for url in (SMALL, MANY, WIDE):
-            async with asyncio.timeout(http11.PATIENCE_SECONDS):
-                while (await http11.ask(opened.port, url)).how != "hit":
-                    pass
-        async with asyncio.timeout(http11.PATIENCE_SECONDS):
-            while opened.entrance.http1_connections():
-                await asyncio.sleep(0)
-        opened.handled.clear()
-        yield opened
 
 
 @pytest_asyncio.fixture

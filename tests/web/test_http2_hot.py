@@ -8,19 +8,17 @@ that is none of ours: one field of one answer too many or too few, and all that 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from proxy.web.http2.limits import Http2Limits
 from tests.web import http11
-from tests.web.conftest import crate_url, index_url
-from tests.web.doorstep import Door, doorstep
+from tests.web.conftest import crate_url
+from tests.web.doorstep import Door
+from tests.web.warm import CARGO, CONFIG, MANY, SMALL, warm
 from tests.world import http2
-from tests.world.crates import Package
 from tests.world.http2 import (
     END_HEADERS,
     END_STREAM,
@@ -37,34 +35,7 @@ from tests.world.http2 import (
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
-CONFIG = "/crates-io/index/config.json"
-SMALL, MANY, WIDE = index_url("small"), index_url("many"), index_url("wide")
 WHOLE = END_STREAM | END_HEADERS
-CARGO = [("user-agent", "cargo/1.95.0"), ("accept", "*/*"), ("accept-encoding", "identity")]
-
-
-@asynccontextmanager
-async def warm(
-    root: Path, stocked: Registry, upstream: RegistryServer, limits: Http2Limits | None = None
-) -> AsyncIterator[Door]:
-    """Open a door behind which all index files of these tests and one crate are in memory.
-
-    `wide` has an index file larger than the first window of a stream, and than many frames.
-    """
-    stocked.publish_listed(*(Package("wide", f"1.{minor}.0") for minor in range(600)))
-    assert len(stocked.index("wide")) > 65_535
-    async with doorstep(root, upstream, limits=limits) as opened:
-        for url in (SMALL, MANY, WIDE, crate_url(stocked, "small")):
-            async with asyncio.timeout(http2.PATIENCE_SECONDS):
-                while (await http11.ask(opened.port, url)).how != "hit":
-                    pass
-        async with connected(opened.port) as peer:
-            # The proxy learns what a whole request looks like.
-            for stream, fields in ((1, []), (3, CARGO), (5, [*CARGO, ("if-none-match", '"a"')])):
-                peer.send(http2.headers(stream, [*asking(SMALL), *fields]))
-                assert (await peer.reply(stream)).status == 200
-        opened.handled.clear()
-        yield opened
 
 
 @pytest_asyncio.fixture
@@ -344,15 +315,20 @@ async def test_what_cannot_be_decoded_ends_the_connection_wherever_it_comes(door
             assert await peer.end() in (Code.PROTOCOL_ERROR, Code.COMPRESSION_ERROR)
 
 
-async def test_an_oversized_head_behind_a_hot_answer_ends_the_connection(door: Door) -> None:
+@pytest.mark.parametrize("padding", [None, b"\0"], ids=["hot", "ordinary"])
+async def test_an_oversized_head_behind_a_hot_answer_ends_the_connection(
+    door: Door, padding: bytes | None
+) -> None:
     async with connected(door.port) as peer:
         await hot_stream(peer, door)
         # One long field goes into the table; a few bytes name it again and again.
-        long = b"\x40\x01a\x7f\x81\x1e" + b"b" * 4000
-        assert http2.literal(b"a", b"b" * 4000)[3:6] == b"\x7f\xa1\x1e"
-        long = b"\x40\x01a\x7f\xa1\x1e" + b"b" * 4000
-        peer.send(frame(Kind.HEADERS, WHOLE, 3, http2.block(asking(SMALL)) + long + b"\xbe" * 20))
-        assert await peer.end() is not None
+        long = b"\x40" + http2.literal(b"a", b"b" * 4000)[1:] + b"\xbe" * 20
+        encoded = http2.block(asking(SMALL)) + long
+        if padding is None:
+            peer.send(frame(Kind.HEADERS, WHOLE, 3, encoded))
+        else:
+            peer.send(frame(Kind.HEADERS, WHOLE | PADDED, 3, padding + encoded))
+        assert await peer.end() == Code.ENHANCE_YOUR_CALM
 
 
 @pytest.mark.parametrize(
@@ -386,153 +362,17 @@ async def test_a_request_that_is_split_anywhere_gets_the_same_answer(
         assert peer.goaway is None
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {Setting.INITIAL_WINDOW_SIZE: 0},
-        {Setting.INITIAL_WINDOW_SIZE: 1},
-        {Setting.INITIAL_WINDOW_SIZE: 70_000},
-        {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1},
-    ],
-    ids=str,
-)
-async def test_no_client_gets_more_than_its_windows_and_each_gets_it_whole(
-    door: Door, stocked: Registry, values: dict[Setting, int]
-) -> None:
-    """What does not fit at once comes by the ordinary way, which waits."""
-    body = stocked.index("wide")
-    window = values.get(Setting.INITIAL_WINDOW_SIZE, 65_535)
-    async with connected(door.port, values) as peer:
-        peer.gives_window = False
-        peer.send(http2.window_update(len(body) + 1_000 - 65_535))
-        peer.send(http2.get(1, WIDE))
-        allowed = min(window, len(body))
-        await peer.until(lambda peer: 1 in peer.replies and len(peer.replies[1].body) >= allowed)
-        await peer.pong()
-        reply = peer.replies[1]
-        assert (len(reply.body), reply.ended) == (allowed, allowed == len(body))
-        # What fits is sent at once, and past the library; what does not waits in a handler.
-        assert door.handled == ([] if reply.ended else [WIDE])
-        if not reply.ended:
-            peer.send(http2.window_update(len(body), 1))
-        assert bytes((await peer.reply(1)).body) == body
-        # Of the window of all, a thousand bytes are left.
-        peer.send(http2.get(3, WIDE))
-        allowed = min(window, 1_000)
-        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= allowed)
-        await peer.pong()
-        assert len(peer.replies[3].body) == allowed
-        peer.send(http2.window_update(len(body)))
-        if window < len(body):
-            peer.send(http2.window_update(len(body), 3))
-        assert bytes((await peer.reply(3)).body) == body
-        assert peer.goaway is None
-
-
-@pytest.mark.parametrize("frame_bytes", [16_384, 20_000, 2**24 - 1])
-async def test_no_frame_is_larger_than_the_client_takes(
-    door: Door, stocked: Registry, frame_bytes: int
-) -> None:
-    values = {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1, Setting.MAX_FRAME_SIZE: frame_bytes}
-    async with connected(door.port, values) as peer:
-        peer.send(http2.window_update(1_000_000))
-        await peer.pong()
-        peer.send(http2.get(1, WIDE))
-        sizes = []
-        while 1 not in peer.replies or not peer.replies[1].ended:
-            if (got := await peer.read()).kind == Kind.DATA:
-                sizes.append(len(got.payload))
-        assert door.handled == []
-        assert bytes(peer.replies[1].body) == stocked.index("wide")
-        assert max(sizes) == min(frame_bytes, len(peer.replies[1].body))
-
-
-async def test_the_window_of_the_connection_counts_what_went_hot(
-    door: Door, stocked: Registry
-) -> None:
-    many = stocked.index("many")
-    fit = 65_535 // len(many)
+async def test_what_is_sent_comes_in_the_order_of_what_was_asked(door: Door) -> None:
+    """An acknowledgement says what holds for the heads behind it, and not for those before."""
     async with connected(door.port) as peer:
-        peer.gives_window = False
-        peer.send(*(http2.get(2 * at + 1, MANY) for at in range(fit + 1)))
-        for at in range(fit):
-            assert bytes((await peer.reply(2 * at + 1)).body) == many
-        assert door.handled == [MANY]
-        last = 2 * fit + 1
-        await peer.until(lambda peer: last in peer.replies)
-        await peer.pong()
-        left = 65_535 - fit * len(many)
-        assert len(peer.replies[last].body) == left
-        # A hot answer without a body needs no window; it does not wait for the other.
-        peer.send(http2.headers(last + 2, [*asking(SMALL), *CARGO, ("if-none-match", "*")]))
-        assert (await peer.reply(last + 2)).status == 304
-        peer.send(http2.window_update(len(many)))
-        assert bytes((await peer.reply(last)).body) == many
-        assert door.handled == [MANY]
-
-
-async def test_a_window_that_shrinks_counts_for_the_next_request(door: Door) -> None:
-    async with connected(door.port) as peer:
-        peer.gives_window = False
-        await hot_stream(peer, door)
-        peer.send(http2.settings({Setting.INITIAL_WINDOW_SIZE: 5}) + http2.get(3, SMALL))
-        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= 5)
-        await peer.pong()
-        assert len(peer.replies[3].body) == 5
-
-
-@pytest.mark.parametrize("first", [http2.get(1, SMALL), http2.settings()[:0]], ids=["GET", ""])
-async def test_nothing_is_answered_hot_before_the_client_has_said_its_settings(
-    door: Door, first: bytes
-) -> None:
-    """Its windows are not known yet; a preface without SETTINGS is none (section 3.4)."""
-    peer = await Peer.connect(door.port)
-    try:
-        peer.gives_window = False
-        values = {Setting.INITIAL_WINDOW_SIZE: 5}
-        peer.send(http2.PREFACE + first + http2.settings(values) + http2.get(3, SMALL))
-        await peer.until(lambda peer: 3 in peer.replies and len(peer.replies[3].body) >= 5)
-        await peer.pong()
-        assert len(peer.replies[3].body) == 5
-        assert door.handled == [SMALL] * (2 if first else 1)
-    finally:
-        peer.leave()
-
-
-async def test_a_client_that_does_not_read_is_not_written_to_without_end(
-    door: Door, stocked: Registry
-) -> None:
-    """Once the socket is full no more is answered hot: streams wait, and they are bounded."""
-    body = stocked.index("wide")
-    wide = {Setting.INITIAL_WINDOW_SIZE: 2**31 - 1}
-    async with connected(door.port, wide) as peer:
-        peer.send(http2.window_update(2**31 - 1 - 65_535))
-        peer.gives_window = False
-        (connection,) = door.entrance._crowd
-        asked = 250
-        peer.send(*(http2.get(2 * at + 1, WIDE) for at in range(asked)))
-        async with asyncio.timeout(http2.PATIENCE_SECONDS):
-            while len(door.handled) < asked // 4:
-                await asyncio.sleep(0)
-        assert connection._transport.get_write_buffer_size() < 4 * 1024 * 1024
-        assert not connection._sender.is_writable
-        for at in range(asked):
-            assert bytes((await peer.reply(2 * at + 1)).body) == body
-        assert await is_alive(peer)
-
-
-async def test_who_keeps_asking_hot_things_is_not_taken_for_idle(
-    tmp_path: Path, stocked: Registry, upstream: RegistryServer
-) -> None:
-    loop = asyncio.get_running_loop()
-    limits = Http2Limits(idle_timeout_s=0.4)
-    async with warm(tmp_path, stocked, upstream, limits) as door, connected(door.port) as peer:
-        until, stream = loop.time() + 1.2, 1
-        while loop.time() < until:
-            peer.send(http2.get(stream, SMALL))
-            assert (await peer.reply(stream)).status == 200
-            stream += 2
+        smaller = http2.settings({Setting.HEADER_TABLE_SIZE: 0})
+        peer.send(http2.get(1, SMALL) + smaller + http2.get(3, SMALL) + http2.ping())
+        came = []
+        while not peer.pongs:
+            got = await peer.read()
+            came.append((got.kind, got.stream))
+            if got.kind == Kind.HEADERS and got.stream == 3:
+                assert got.payload[0] == 0x20, "the table becomes empty first (RFC 7541, 4.2)"
+        answers = [[(Kind.HEADERS, stream), (Kind.DATA, stream)] for stream in (1, 3)]
+        assert came == [*answers[0], (Kind.SETTINGS, 0), *answers[1], (Kind.PING, 0)]
         assert door.handled == []
-        # Who has stopped is.
-        assert await peer.end() == Code.NO_ERROR
