@@ -119,6 +119,21 @@ async def test_the_window_of_the_connection_counts_what_went_hot(
         assert door.handled == [MANY]
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+async def test_a_body_that_just_fits_goes_hot_and_one_byte_more_does_not(
+    door: Door, stocked: Registry, missing: int
+) -> None:
+    body = stocked.index("small")
+    window = len(body) - missing
+    async with connected(door.port, {Setting.INITIAL_WINDOW_SIZE: window}) as peer:
+        peer.gives_window = False
+        peer.send(http2.get(1, SMALL))
+        await peer.until(lambda peer: 1 in peer.replies and len(peer.replies[1].body) >= window)
+        await peer.pong()
+        assert bytes(peer.replies[1].body) == body[:window]
+        assert door.handled == [SMALL] * missing
+
+
 async def test_a_window_that_shrinks_counts_for_the_next_request(door: Door) -> None:
     async with connected(door.port) as peer:
         peer.gives_window = False
