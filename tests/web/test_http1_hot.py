@@ -220,10 +220,10 @@ async def test_who_keeps_asking_hot_things_is_not_taken_for_idle(
     upstream: RegistryServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(entrance, "_KEEP_ALIVE_S", 0.4)
+    monkeypatch.setattr(entrance, "_KEEP_ALIVE_S", 1.0)
     loop = asyncio.get_running_loop()
     async with warm(tmp_path, stocked, upstream) as door, talk(door) as client:
-        until = loop.time() + 1.2
+        until = loop.time() + 1.6
         while loop.time() < until:
             assert (await client.ask(get(SMALL))).status == 200
         assert door.handled == []

@@ -191,9 +191,9 @@ async def test_who_keeps_asking_hot_things_is_not_taken_for_idle(
     tmp_path: Path, stocked: Registry, upstream: RegistryServer
 ) -> None:
     loop = asyncio.get_running_loop()
-    limits = Http2Limits(idle_timeout_s=0.4)
+    limits = Http2Limits(idle_timeout_s=1.0)
     async with warm(tmp_path, stocked, upstream, limits) as door, connected(door.port) as peer:
-        until, stream = loop.time() + 1.2, 1
+        until, stream = loop.time() + 2.0, 1
         while loop.time() < until:
             peer.send(http2.get(stream, SMALL))
             assert (await peer.reply(stream)).status == 200
