@@ -19,6 +19,7 @@ from proxy.adapters.cache_dir import CacheDirectory
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import CertificateRefused, Egress, EgressTerms, TlsContexts
+from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
@@ -97,11 +98,13 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
-        index_store = DiskIndexStore(
+        index_on_disk = DiskIndexStore(
             directory / "index", telemetry, max_body_bytes=settings.limits.index_bytes
         )
+        stack.push_async_callback(index_on_disk.close)
+        await index_on_disk.open()
+        index_store = BehindIndexStore(index_on_disk, telemetry)
         stack.push_async_callback(index_store.close)
-        await index_store.open()
         memory_bytes = settings.cache.memory_bytes // 2
         blobs = FileBlobStore(
             directory, _limits(settings, 0), telemetry, clock, memory_bytes=memory_bytes
@@ -109,17 +112,18 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(blobs.close)
         await blobs.open_store()
         blobs.set_limits(_limits(settings, (await blobs.usage()).stored_bytes))
-        indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
-        patience = Patience(settings.server.drain_s if serving else _COMMAND_PATIENCE_S)
-        stack.push_async_callback(lambda: indexes.close(patience.left_s()))
-        configs = UpstreamConfigs(index_store, clock, telemetry)
-        stack.push_async_callback(configs.close)
+        # Opened before whatever asks, and so closed after what that has under way.
         contexts = TlsContexts()
         wired = [
             await _wire(stack, name, settings, clock, telemetry, contexts)
             for name in settings.upstreams
         ]
         sources = {one.source.name: one.source for one in wired}
+        indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
+        patience = Patience(settings.server.drain_s if serving else _COMMAND_PATIENCE_S)
+        stack.push_async_callback(lambda: indexes.close(patience.left_s()))
+        configs = UpstreamConfigs(index_store, clock, telemetry)
+        stack.push_async_callback(configs.close)
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -130,7 +134,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock)),
+            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
             housekeeping=housekeeping,
             operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
             telemetry=telemetry,
@@ -141,7 +145,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
                 trusted_proxies=settings.server.trusted_proxies,
             ),
             patience=patience,
-            adoptions=(_storing(blobs, index_store), _asking(wired)),
+            adoptions=(_storing(blobs, index_on_disk), _asking(wired)),
         )
 
 

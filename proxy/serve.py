@@ -7,6 +7,7 @@ them is the house's. Everything is closed in the opposite order, whatever goes w
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -108,6 +109,9 @@ async def _serve(
         adoptions = (*rooms.adoptions, _speak_as_loud, _show_certificate(tls))
         telemetry = rooms.telemetry
         reloader = Reloader(reading, reread, adoptions, telemetry.config_was_read)
+        # What is there by now stays; a collection among requests need not go over it each time.
+        gc.collect()
+        gc.freeze()
         readiness.ready = True
         announce(urls)
         await _reload_until(stopping, reloader, hang_ups)

@@ -53,6 +53,14 @@ class UpstreamConfigs:
                     return stored
         raise TimedOut(f"{source.name} did not answer in time; try again")
 
+    def expect(self, source: Source) -> None:
+        """Begin to read an upstream's configuration if it is sure to be needed soon and not held.
+
+        Asks no upstream that fails, and tells nobody of a failure but the observer.
+        """
+        if source.name not in self._known and not source.is_failing():
+            self._flights.join(source.name, lambda: self._fetch(source))
+
     def forget(self, upstream: str) -> None:
         """Ask again at the next need."""
         self._known.pop(upstream, None)

@@ -36,6 +36,8 @@ Head = TypeVar("Head")
 # With one of these, an answer depends on more than the hot path looks at.
 OUT_OF_THE_ORDINARY: Final = frozenset({"range", "if-range", "expect", "te", "content-length"})
 _REMEMBERED: Final = 4096
+# Who sends more for one of them is not remembered: what is kept must not be a client's to size.
+_REMEMBERED_MAX_CHARS: Final = 512
 
 
 class Asked(NamedTuple):
@@ -133,14 +135,19 @@ class HotPath:
         Nothing is counted before `sent` is called: a reply that there is no room for goes the
         ordinary way.
         """
-        if self._checks_hosts and not self._may_ask_for(peer, asked.host, asked.forwarded_host):
-            return None
+        if self._checks_hosts:
+            if len(asked.host or "") + len(asked.forwarded_host or "") > _REMEMBERED_MAX_CHARS:
+                return None
+            if not self._may_ask_for(peer, asked.host, asked.forwarded_host):
+                return None
         path = asked.path
         if self._prefixes:
             path = own_path(path, self._prefixes, self._registries)
         begun = self._clock.monotonic()
         client = peer
         if self._trusts_proxies and asked.forwarded_for is not None:
+            if len(asked.forwarded_for) > _REMEMBERED_MAX_CHARS:
+                return None
             client = self._client_behind(peer, asked.forwarded_for)
         route = routes.route(path)
         if isinstance(route, routes.IndexFile):
@@ -157,11 +164,11 @@ class HotPath:
         client: str,
         dialect: Dialect[Head],
     ) -> Hot[Head] | None:
-        if asked.if_none_match is not None or asked.if_modified_since is not None:
-            self._insistence.note(client)
         registry = self._registries.get(route.registry)
         if registry is None or route.name is None:
             return None
+        if asked.if_none_match is not None or asked.if_modified_since is not None:
+            self._insistence.note(client)
         rendered = self._indexes.hot(registry.source, route.name)
         if rendered is None:
             return None

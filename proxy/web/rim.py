@@ -175,6 +175,8 @@ class Rim:
         )
         response = replies.config_file(body)
         seen.sent_bytes = len(body)
+        # Crates will be next, and where the upstream has them must be known by then.
+        self._journeys.configs.expect(registry.source)
         return response
 
     async def _index(

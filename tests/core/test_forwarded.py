@@ -16,6 +16,8 @@ from proxy.core.forwarded import (
     base_url,
     client_address,
     is_trusted,
+    own_path,
+    path_prefixes,
     peer_address,
 )
 from tests.core import strategies as our
@@ -414,3 +416,38 @@ def test_a_client_has_the_same_name_on_every_way_in(peer: str, written: str) -> 
     if written != "local":
         reached = Reached("http", None, ip_address(peer.partition("%")[0]), None)
         assert client_address(reached, AddressRules()) == written
+
+
+def test_the_prefixes_are_the_paths_of_the_public_addresses_that_have_one() -> None:
+    assert path_prefixes(replace(BEHIND, public_urls=PUBLIC)) == ("/x", "/y")
+    assert path_prefixes(ANYONE) == ()
+
+
+@pytest.mark.parametrize(
+    ("raw_path", "own"),
+    [
+        ("/a/cargo/crates-io/index/config.json", "/crates-io/index/config.json"),
+        ("/a/cargo/", "/"),
+        ("/a/cargo", "/"),
+        ("/a/cargoes/crates-io/", "/a/cargoes/crates-io/"),
+        ("/a/crates-io/", "/a/crates-io/"),
+        ("/b/crates-io/index/x", "/b/crates-io/index/x"),
+        ("/A/cargo/x", "/A/cargo/x"),
+        # What is in a registry goes by its own path, even where a prefix is called as it is.
+        ("/house/index/se/rd/serde", "/house/index/se/rd/serde"),
+        ("/house/crates/a/1.0.0/download", "/house/crates/a/1.0.0/download"),
+        ("/house/api/v1/crates", "/house/api/v1/crates"),
+        ("/house/house/index/se/rd/serde", "/house/index/se/rd/serde"),
+        ("/house/crates-io/index/x", "/crates-io/index/x"),
+        ("/house/indexes", "/indexes"),
+        ("/house/", "/"),
+        # Taken off once.
+        ("/a/cargo/a/cargo/x", "/a/cargo/x"),
+    ],
+)
+def test_a_prefix_that_was_left_on_is_taken_off(raw_path: str, own: str) -> None:
+    assert own_path(raw_path, ("/a/cargo", "/house"), {"house", "crates-io"}) == own
+
+
+def test_without_a_prefix_a_path_is_as_it_came() -> None:
+    assert own_path("/a/cargo/x", (), {"a"}) == "/a/cargo/x"

@@ -4,10 +4,14 @@ Unlike the `serve` of this folder it lets a test choose the limits of an HTTP/2 
 the entrance by itself, which is what a drain is.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from proxy import compose
 from proxy import serve as serving
@@ -28,6 +32,10 @@ class Door:
     rooms: compose.House
     entrance: Entrance
     port: int
+    # The targets that the application was asked for: hot answers are given without it.
+    handled: list[str]
+    # While it is clear, the application waits before it answers.
+    gate: asyncio.Event
 
 
 @asynccontextmanager
@@ -58,8 +66,20 @@ async def doorstep(
         hot = HotPath(
             rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry
         )
+        handled: list[str] = []
+        gate = asyncio.Event()
+        gate.set()
+
+        @web.middleware
+        async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+            handled.append(request.path_qs)
+            await gate.wait()
+            return await handler(request)
+
+        app = serving.application(rooms, pages, admin_only_elsewhere=False)
+        app.middlewares.append(note)
         entrance = Entrance(
-            serving.application(rooms, pages, admin_only_elsewhere=False),
+            app,
             hot,
             rooms.addresses,
             h2c=h2c,
@@ -74,6 +94,6 @@ async def doorstep(
             {"http/1.1": entrance.http1_connections, "h2": entrance.http2_connections}
         )
         try:
-            yield Door(rooms, entrance, port)
+            yield Door(rooms, entrance, port, handled, gate)
         finally:
             await entrance.close(1.0)

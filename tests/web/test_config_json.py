@@ -16,6 +16,7 @@ from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
 CONFIG = "/crates-io/index/config.json"
+CONFIG_OF_UPSTREAM = "/index/config.json"
 TRUSTING = {"trusted_proxies": ["127.0.0.0/8"]}
 
 
@@ -278,3 +279,25 @@ async def test_allowed_hosts_judge_the_host_that_a_trusted_proxy_forwards(
     assert (await proxy.ask(CONFIG, inner)).status == 400
     forged = {"Host": "crates.example", "X-Forwarded-Host": "forged.example"}
     assert (await proxy.ask(CONFIG, forged)).status == 400
+
+
+async def test_a_client_that_asks_for_ours_lets_us_ask_for_the_upstreams(
+    proxy: Proxy, stocked: Registry, upstream: RegistryServer
+) -> None:
+    gate = upstream.hold(CONFIG_OF_UPSTREAM)
+    assert (await proxy.ask(CONFIG)).status == 200
+    await upstream.arrived(CONFIG_OF_UPSTREAM, 1)
+    assert (await proxy.ask(CONFIG)).status == 200
+    gate.release()
+    assert (await proxy.ask(crate_url(stocked, "small"))).status == 200
+    assert upstream.count(CONFIG_OF_UPSTREAM) == 1
+
+
+async def test_a_proxy_closes_with_the_upstreams_still_on_its_way(
+    proxy: Proxy, upstream: RegistryServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.hold(CONFIG_OF_UPSTREAM)
+    assert (await proxy.ask(CONFIG)).status == 200
+    await upstream.arrived(CONFIG_OF_UPSTREAM, 1)
+    await proxy.rooms.journeys.configs.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

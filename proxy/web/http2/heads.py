@@ -72,21 +72,30 @@ class Shapes:
         shape = self._shapes.get(tuple([name for name, _, _ in fields]))
         if shape is None or fields[shape.method][1] != b"GET":
             return None
-        text = _BETWEEN.join([value for _, value, _ in fields]).decode("latin-1")
+        joined = _BETWEEN.join([value for _, value, _ in fields])
+        # Bytes that are no ASCII, controls and blanks at an end are for somebody with more time.
+        if not joined.isascii():
+            return None
+        text = joined.decode("ascii")
         values = text.split("\x1f")
-        # Controls, and bytes that are no ASCII, are for somebody with more time.
         if len(values) != len(fields) or not text.replace("\x1f", "").isprintable():
             return None
-        if " \x1f" in text or "\x1f " in text or text[-1:] == " ":
+        if " \x1f" in text or "\x1f " in text or text[:1] == " " or text[-1:] == " ":
+            return None
+        path = values[shape.path]
+        if path[:1] != "/" or " " in path:
             return None
         rest = [None if place is None else values[place] for place in shape.places]
-        return Asked(values[shape.path], *rest)
+        return Asked(path, *rest)
 
 
 def _shape(names: list[str]) -> _Shape | None:
     if not OUT_OF_THE_ORDINARY.isdisjoint(names) or ":method" not in names:
         return None
     looked_at = [":authority" if name == "host" else name for name in LOOKED_AT]
+    # Whether there may be a protocol is told by the method (RFC 8441), which is a value.
+    if ":protocol" in names:
+        return None
     if "host" in names or ":path" not in names or any(names.count(name) > 1 for name in looked_at):
         return None
     places = tuple(names.index(name) if name in names else None for name in looked_at)

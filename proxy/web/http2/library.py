@@ -21,6 +21,12 @@ from proxy.web.http2.limits import Http2Limits
 
 # What a client allows for compressing heads is a bound, and ours to stay below.
 _ENCODER_TABLE_BYTES: Final = 4096
+# What holds for a client until it says something else (RFC 9113 section 6.5.2); the library would
+# take it for a browser, with a window of six megabytes.
+_UNTIL_THE_CLIENT_SPEAKS: Final = {
+    SettingCodes.HEADER_TABLE_SIZE: _ENCODER_TABLE_BYTES,
+    SettingCodes.INITIAL_WINDOW_SIZE: 65_535,
+}
 _CONFIG: Final = H2Configuration(
     client_side=False,
     # Every byte has a meaning in it; what may not be in a field is the library's to refuse.
@@ -32,6 +38,10 @@ _CONFIG: Final = H2Configuration(
 
 class Library(H2Connection):  # type: ignore[misc]
     """One connection's protocol. For one event loop."""
+
+    # How many streams are remembered by how they ended. Hot answers end tens of thousands a second,
+    # and what the library would keep of them is eight megabytes a connection.
+    MAX_CLOSED_STREAMS = 1024
 
     def __init__(self, limits: Http2Limits) -> None:
         super().__init__(config=_CONFIG)
@@ -45,6 +55,7 @@ class Library(H2Connection):  # type: ignore[misc]
             },
         )
         self.local_settings = settings
+        self.remote_settings = Settings(client=True, initial_values=_UNTIL_THE_CLIENT_SPEAKS)
         self._careful = CarefulDecoder(Decoder())
         self._careful.max_header_list_size = limits.header_list_bytes
         self._careful.max_allowed_table_size = settings.header_table_size
