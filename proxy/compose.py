@@ -10,7 +10,7 @@ import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from proxy import version
@@ -274,11 +274,14 @@ def _storing(blobs: FileBlobStore, index_store: DiskIndexStore) -> Adoption:
     async def adopt(change: Change) -> Callable[[], None]:
         limits: Limits | None = None
         if change.touches("cache.max_size", "cache.min_free"):
-            # A default is a share of what is free now: worked out anew only where it is wanted.
+            usage = await blobs.usage()
             try:
-                limits = _limits(change.settings, (await blobs.usage()).stored_bytes)
+                limits = _limits(change.settings, usage.stored_bytes)
             except OSError as error:
                 raise ConfigError((("cache.dir", error.strerror or str(error)),)) from None
+            if not change.touches("cache.max_size"):
+                # A default is a share of what is free now: not to be another by the way.
+                limits = replace(limits, max_size_bytes=usage.limit_bytes)
 
         def put_in_place() -> None:
             index_store.set_limit(change.settings.limits.index_bytes)

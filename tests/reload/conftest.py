@@ -26,7 +26,7 @@ def crate_url(name: str) -> str:
     return f"/crates-io/crates/{name}/1.0.0/download"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """A proxy, and the configuration that it was given: `change` lays sections over it."""
 
