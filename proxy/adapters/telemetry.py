@@ -7,7 +7,7 @@ is one warning at its beginning and one line at its end.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -21,8 +21,11 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
+from proxy.adapters import logs
 from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
 from proxy.core.events import (
     Event,
@@ -102,6 +105,18 @@ class Totals:
     upstream_requests: dict[str, int] = field(default_factory=dict)
 
 
+class _DroppedLines(Collector):
+    """How many lines of the log are missing."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Ask, whenever somebody reads the page."""
+        yield CounterMetricFamily(
+            "holdfast_log_lines_dropped",
+            "Lines of the log that could not be written in time",
+            value=logs.dropped_lines(),
+        )
+
+
 class Telemetry(Observer):
     """Counts and logs events. For one event loop; `render` gives the metrics page."""
 
@@ -115,6 +130,7 @@ class Telemetry(Observer):
         self.totals = Totals()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(_DroppedLines())
         Info("holdfast_build", "The running version", registry=self._registry).info(
             {"version": version}
         )
