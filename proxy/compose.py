@@ -30,6 +30,7 @@ from proxy.adapters.control_client import short_path
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms
 from proxy.adapters.index_store import DiskIndexStore
+from proxy.adapters.savings_book import SavingsBook
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
@@ -96,6 +97,7 @@ class House:
     housekeeping: Housekeeping
     operations: Operations
     telemetry: Telemetry
+    savings: SavingsBook
     blobs: FileBlobStore
     addresses: AddressRules
     patience: Patience
@@ -112,6 +114,11 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
         stack.enter_context(CacheDirectory(settings.cache.dir))
         directory = settings.cache.dir
+        savings = SavingsBook(
+            directory / "savings.json", telemetry.served if serving else None, clock
+        )
+        stack.push_async_callback(savings.close)
+        await savings.open()
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
@@ -148,8 +155,11 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             registries=registries,
             journeys=Journeys(indexes, crates, Api(configs), Insistence(clock)),
             housekeeping=housekeeping,
-            operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
+            operations=Operations(
+                housekeeping, _used(telemetry) if serving else lambda: None, savings.report
+            ),
             telemetry=telemetry,
+            savings=savings,
             blobs=blobs,
             addresses=AddressRules(
                 public_urls=settings.server.public_urls,
@@ -361,9 +371,10 @@ async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) ->
 
 
 async def _upkeep(rooms: House) -> None:
-    """Keep the gauges of the cache up to date."""
+    """Keep the gauges of the cache up to date, and what it saved."""
     while True:
         await asyncio.sleep(_UPKEEP_EVERY_S)
+        await rooms.savings.keep()
         with contextlib.suppress(StoreFailure):
             # A store in trouble has said so itself; the gauges keep their last values.
             await _set_gauges(rooms)

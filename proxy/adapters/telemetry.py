@@ -8,7 +8,7 @@ is one warning at its beginning and one line at its end.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from prometheus_client import (
@@ -30,7 +30,6 @@ from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
 from proxy.core.events import (
     Event,
     Evicted,
-    How,
     IndexSent,
     IntegrityFailed,
     Kind,
@@ -44,6 +43,7 @@ from proxy.core.events import (
     UpstreamFailed,
     UpstreamRecovered,
 )
+from proxy.core.savings import Served
 from proxy.ports import Clock, Observer
 
 logger = logging.getLogger(__name__)
@@ -84,25 +84,16 @@ _TURNS: Final = {
         "stays in an older state upstream; it is believed",
     ),
 }
-_SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
-
-
-@dataclass(slots=True)
-class RegistryTotals:
-    """What one registry has done since the start."""
-
-    requests: int = 0
-    served_from_here: int = 0
-    sent_bytes: int = 0
 
 
 @dataclass(slots=True)
 class Totals:
-    """What has been done since the start, for `stats`."""
+    """What has been done since the start, for `stats`. Times are Unix times."""
 
-    registries: dict[str, RegistryTotals] = field(default_factory=dict)
+    registries: dict[str, Served] = field(default_factory=dict)
     upstream_received_bytes: dict[str, int] = field(default_factory=dict)
     upstream_requests: dict[str, int] = field(default_factory=dict)
+    upstream_last_success: dict[str, float | None] = field(default_factory=dict)
 
 
 class _DroppedLines(Collector):
@@ -127,7 +118,7 @@ class Telemetry(Observer):
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
         self._store_trouble: tuple[float | None, int] = (None, 0)
-        self.totals = Totals()
+        self._totals = Totals()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(_DroppedLines())
@@ -141,7 +132,6 @@ class Telemetry(Observer):
     def _make_request_metrics(self, registries: tuple[str, ...]) -> None:
         self._tallies = Tallies(registries)
         self._registry.register(self._tallies)
-        self.totals.registries.update({name: RegistryTotals() for name in registries})
 
     def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
         requests = Counter(
@@ -196,8 +186,9 @@ class Telemetry(Observer):
             for name in upstreams
             for turn, _, _ in _TURNS.values()
         }
-        self.totals.upstream_received_bytes.update(dict.fromkeys(upstreams, 0))
-        self.totals.upstream_requests.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_received_bytes.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_requests.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_last_success.update(dict.fromkeys(upstreams))
 
     def _make_cache_metrics(self) -> None:
         self._evicted = Counter(
@@ -230,6 +221,15 @@ class Telemetry(Observer):
             )
             for figure in ("bytes", "entries", "limit_bytes")
         }
+
+    def served(self) -> dict[str, Served]:
+        """Return what each registry has answered since the start."""
+        return self._tallies.served()
+
+    @property
+    def totals(self) -> Totals:
+        """What has been done since the start, up to now."""
+        return replace(self._totals, registries=self.served())
 
     def watch_flights(self, flights: Callable[[], int]) -> None:
         """Let the gauge of running fetches ask `flights` when it is read."""
@@ -316,10 +316,6 @@ class Telemetry(Observer):
 
     def _request(self, event: RequestServed) -> None:
         self._tallies.count(event)
-        totals = self.totals.registries[event.registry]
-        totals.requests += 1
-        totals.sent_bytes += event.sent_bytes
-        totals.served_from_here += event.how in _SERVED_FROM_HERE
         if logger.isEnabledFor(logging.DEBUG):
             _say(
                 logging.DEBUG,
@@ -338,10 +334,12 @@ class Telemetry(Observer):
         self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
         self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
         self._received[event.upstream, event.kind].inc(event.received_bytes)
-        self.totals.upstream_requests[event.upstream] += 1
-        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
+        self._totals.upstream_requests[event.upstream] += 1
+        self._totals.upstream_received_bytes[event.upstream] += event.received_bytes
         if event.outcome in ("found", "unchanged", "absent"):
-            self._last_success[event.upstream].set(self._clock.now())
+            now = self._clock.now()
+            self._totals.upstream_last_success[event.upstream] = now
+            self._last_success[event.upstream].set(now)
 
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""
