@@ -81,11 +81,15 @@ def stats_lines(result: dict[str, object]) -> Iterator[str]:
     for tomb in stored["tombstones"]:
         back = ", there again" if tomb["returned_at"] is not None else ""
         yield f"removed      {tomb['name']} of {tomb['upstream']}{back}"
+    if isinstance(used, dict):
+        yield from _used_lines(used)
     if isinstance(result.get("saved"), dict):
         yield from _saved_lines(result["saved"])
     if not isinstance(used, dict):
         yield "nothing is serving"
-        return
+
+
+def _used_lines(used: dict[str, dict[str, dict[str, object]]]) -> Iterator[str]:
     for name, totals in used["registries"].items():
         here = totals["served_from_here"]
         yield (
@@ -111,4 +115,4 @@ def _saved_lines(saved: object) -> Iterator[str]:
             for span, count in spans.items()
             if count is not None
         )
-        yield f"{name} saved {'; '.join(told)}"
+        yield f"saved by {name}: {'; '.join(told)}"

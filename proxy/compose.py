@@ -35,6 +35,7 @@ from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
 from proxy.config import Settings, UpstreamSettings
+from proxy.config_show import cargo_sections
 from proxy.config_values import ListenAddress
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.failures import StoreFailure
@@ -49,6 +50,7 @@ from proxy.service.indexes import Indexes
 from proxy.service.insistence import Insistence
 from proxy.service.journeys import Journeys
 from proxy.service.operations import Json, Operations
+from proxy.service.overview import Overviews
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
@@ -58,6 +60,7 @@ from proxy.web.entrance import Entrance
 from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
 from proxy.web.rim import Rim
+from proxy.web.start_page import StartPage
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,7 @@ class House:
     operations: Operations
     telemetry: Telemetry
     savings: SavingsBook
+    overviews: Overviews
     blobs: FileBlobStore
     addresses: AddressRules
     patience: Patience
@@ -160,6 +164,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             ),
             telemetry=telemetry,
             savings=savings,
+            overviews=Overviews(sources.values(), lambda: telemetry.known(savings.now()), clock),
             blobs=blobs,
             addresses=AddressRules(
                 public_urls=settings.server.public_urls,
@@ -289,7 +294,7 @@ async def _open_doors(
 ) -> list[str]:
     """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
     server = settings.server
-    pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
+    pages = pages_of(settings, rooms, readiness)
     main = await _entrance(
         stack,
         settings,
@@ -311,6 +316,16 @@ async def _open_doors(
         admin = await _entrance(stack, settings, rooms, admin_app, None)
         await admin.listen(server.admin_listen.host, server.admin_listen.port)
     return urls
+
+
+def pages_of(settings: Settings, rooms: House, readiness: Readiness) -> Pages:
+    """Build everything that is not a registry."""
+    start = StartPage(
+        tuple(rooms.registries),
+        lambda base_url: cargo_sections(settings, base_url),
+        rooms.overviews.now,
+    )
+    return Pages(readiness, rooms.telemetry.render, start)
 
 
 async def _entrance(

@@ -46,7 +46,7 @@ def test_stats_of_a_cache_that_nobody_serves() -> None:
     assert any("gone of crates-io" in line and "again" not in line for line in lines)
     assert any("back of crates-io, there again" in line for line in lines)
     assert lines[-2:] == [
-        "crates-io saved 3 requests and 2.0 KiB today; 3 requests and 2.0 KiB since 1970-01-01",
+        "saved by crates-io: 3 requests and 2.0 KiB today; 3 requests and 2.0 KiB since 1970-01-01",
         "nothing is serving",
     ]
 

@@ -61,10 +61,14 @@ class SavingsBook:
         if self._clock.monotonic() - self._written_at >= _WRITTEN_EVERY_S:
             await self._write()
 
+    def now(self) -> Savings:
+        """Return the counts up to now."""
+        self._settle()
+        return self._savings
+
     def report(self) -> dict[str, object]:
         """Tell the counts of each registry: today, since the start if there was one, ever."""
-        self._settle()
-        savings, start = self._savings, self._settled
+        savings, start = self.now(), self._settled
         return {
             "since": savings.since,
             "day": savings.day,

@@ -43,8 +43,9 @@ from proxy.core.events import (
     UpstreamFailed,
     UpstreamRecovered,
 )
-from proxy.core.savings import Served
+from proxy.core.savings import Savings, Served
 from proxy.ports import Clock, Observer
+from proxy.service.overview import Known
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class Totals:
     upstream_received_bytes: dict[str, int] = field(default_factory=dict)
     upstream_requests: dict[str, int] = field(default_factory=dict)
     upstream_last_success: dict[str, float | None] = field(default_factory=dict)
+    store_failures: int = 0
+    last_store_failure: float | None = None
 
 
 class _DroppedLines(Collector):
@@ -119,6 +122,7 @@ class Telemetry(Observer):
         self._clock = clock
         self._store_trouble: tuple[float | None, int] = (None, 0)
         self._totals = Totals()
+        self._held: dict[str, tuple[int, int, int]] = {}
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(_DroppedLines())
@@ -231,6 +235,18 @@ class Telemetry(Observer):
         """What has been done since the start, up to now."""
         return replace(self._totals, registries=self.served())
 
+    def known(self, savings: Savings) -> Known:
+        """Return what an overview is made of, together with `savings`."""
+        return Known(
+            last_success=self._totals.upstream_last_success,
+            blobs=self._held.get("blobs"),
+            index_files=self._held.get("index", (0, 0, 0))[0],
+            disk_refused_at=self._totals.last_store_failure,
+            saved_since=savings.since,
+            saved_today=savings.today,
+            saved_ever=savings.ever,
+        )
+
     def watch_flights(self, flights: Callable[[], int]) -> None:
         """Let the gauge of running fetches ask `flights` when it is read."""
         gauge = Gauge("holdfast_flights", "Fetches running now", registry=self._registry)
@@ -250,6 +266,7 @@ class Telemetry(Observer):
 
     def set_cache(self, tier: str, *, used: int, entries: int | None, limit: int | None) -> None:
         """Set what one tier of the cache holds; what does not apply to it is None."""
+        self._held[tier] = (entries or 0, used, limit or 0)
         self._cache["bytes"].labels(tier).set(used)
         if entries is not None:
             self._cache["entries"].labels(tier).set(entries)
@@ -290,7 +307,6 @@ class Telemetry(Observer):
                     actual=event.actual,
                 )
             case StoreFailed():
-                self._store_failures.inc()
                 self._store_failed(event)
             case Evicted():
                 self._evicted.labels(event.reason).inc(event.freed_bytes)
@@ -305,6 +321,9 @@ class Telemetry(Observer):
 
     def _store_failed(self, event: StoreFailed) -> None:
         """Say that the disk is in trouble once a minute, not at every request."""
+        self._store_failures.inc()
+        self._totals.store_failures += 1
+        self._totals.last_store_failure = self._clock.now()
         now = self._clock.monotonic()
         said_at, unsaid = self._store_trouble
         if said_at is not None and now - said_at < _STORE_TROUBLE_SAID_EVERY_S:

@@ -49,4 +49,4 @@ def test_what_was_saved_is_told_for_today_the_run_and_all_time(
     proxy.start()
     assert saved(proxy, "since_start", "ever") == [(0, 0), (3, sent)]
     said = proxy.command("stats").succeeded().stdout
-    assert "crates-io saved " in said
+    assert "saved by crates-io: " in said
