@@ -37,7 +37,8 @@ def test_what_was_saved_is_told_for_today_the_run_and_all_time(
     sent = 0
     for url in (INDEX, crate, crate):
         answer = proxy.get(url)
-        assert answer.how == "hit"
+        # A crate's last byte is sent a moment before it is stored.
+        assert answer.how in ("hit", "coalesced")
         sent += len(answer.body)
     assert upstream.count() == asked
     assert saved(proxy, "today", "since_start", "ever") == [(3, sent)] * 3
