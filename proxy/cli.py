@@ -150,9 +150,9 @@ def serve(
         from proxy.adapters import logs
         from proxy.adapters.cache_dir import CacheInUse, CacheTooNew
 
-        logs.configure(settings.log.format, settings.log.level)
         try:
-            _run(lambda: serving.serve(settings, lambda urls: _announce(settings, urls)))
+            with logs.configured_apart(settings.log.format, settings.log.level):
+                _run(lambda: serving.serve(settings, lambda urls: _announce(settings, urls)))
         except (CacheInUse, CacheTooNew) as error:
             raise _Stop(COULD_NOT, str(error)) from None
 

@@ -20,6 +20,7 @@ from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
 from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
+from proxy.adapters.savings_book import SavingsBook
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
@@ -36,6 +37,7 @@ from proxy.service.indexes import Indexes
 from proxy.service.insistence import Insistence
 from proxy.service.journeys import Journeys
 from proxy.service.operations import Json, Operations
+from proxy.service.overview import Overviews
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
@@ -75,6 +77,8 @@ class House:
     housekeeping: Housekeeping
     operations: Operations
     telemetry: Telemetry
+    savings: SavingsBook
+    overviews: Overviews
     blobs: FileBlobStore
     addresses: AddressRules
     patience: Patience
@@ -91,6 +95,11 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     async with AsyncExitStack() as stack:
         stack.enter_context(CacheDirectory(settings.cache.dir))
         directory = settings.cache.dir
+        savings = SavingsBook(
+            directory / "savings.json", telemetry.served if serving else None, clock
+        )
+        stack.push_async_callback(savings.close)
+        await savings.open()
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
@@ -131,8 +140,12 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             registries=registries,
             journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
             housekeeping=housekeeping,
-            operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
+            operations=Operations(
+                housekeeping, _used(telemetry) if serving else lambda: None, savings.report
+            ),
             telemetry=telemetry,
+            savings=savings,
+            overviews=Overviews(sources.values(), lambda: telemetry.known(savings.now()), clock),
             blobs=blobs,
             addresses=AddressRules(
                 public_urls=settings.server.public_urls,

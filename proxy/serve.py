@@ -26,6 +26,7 @@ from proxy.adapters.control_client import short_path
 from proxy.compose import House, house
 from proxy.config import Settings
 from proxy.config_addresses import ListenAddress
+from proxy.config_show import cargo_sections
 from proxy.core.failures import StoreFailure
 from proxy.web import tls as tls_towards_clients
 from proxy.web.control import SOCKET_NAME, control_app
@@ -33,6 +34,7 @@ from proxy.web.entrance import Entrance
 from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
 from proxy.web.rim import Rim
+from proxy.web.start_page import StartPage
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ async def open_doors(
 ) -> list[str]:
     """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
     server = settings.server
-    pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
+    pages = pages_of(settings, rooms, readiness)
     main = await _entrance(
         stack,
         settings,
@@ -133,6 +135,16 @@ async def open_doors(
         admin = await _entrance(stack, settings, rooms, admin_app, None)
         await admin.listen(server.admin_listen.host, server.admin_listen.port)
     return urls
+
+
+def pages_of(settings: Settings, rooms: House, readiness: Readiness) -> Pages:
+    """Build everything that is not a registry."""
+    start = StartPage(
+        tuple(rooms.registries),
+        lambda base_url: cargo_sections(settings, base_url),
+        rooms.overviews.now,
+    )
+    return Pages(readiness, rooms.telemetry.render, start)
 
 
 async def _entrance(
@@ -194,9 +206,10 @@ async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) ->
 
 
 async def _upkeep(rooms: House) -> None:
-    """Keep the gauges of the cache up to date."""
+    """Keep the gauges of the cache up to date, and what it saved."""
     while True:
         await asyncio.sleep(_UPKEEP_EVERY_S)
+        await rooms.savings.keep()
         with contextlib.suppress(StoreFailure):
             # A store in trouble has said so itself; the gauges keep their last values.
             await _set_gauges(rooms)

@@ -156,6 +156,7 @@ def test_hanging_up_on_the_terminal_does_not_end_it(
     proxy = launch({"crates-io": upstream})
     os.kill(proxy.pid, signal.SIGHUP)
     assert proxy.get(SMALL).status == 200
+    proxy.stop()
     assert any("SIGHUP" in str(line["message"]) for line in proxy.log())
 
 

@@ -117,16 +117,19 @@ class Holdfast:
         """The address of a registry's index as Cargo spells it."""
         return f"sparse+{self.url}/{registry}/index/"
 
-    def start(self) -> Self:
-        """Start serving and wait until the process says so."""
+    def start(self, *, stderr: int | None = None) -> Self:
+        """Start serving and wait until the process says so.
+
+        `stderr` is a descriptor to have the log instead of the file that `stderr` and `log` read.
+        """
         assert self._process is None, "already running"
-        with self._stderr_file.open("ab") as stderr:
+        with self._stderr_file.open("ab") as file:
             self._process = subprocess.Popen(
                 [COMMAND, "serve", "--config", str(self.config_file)],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=stderr,
+                stderr=file if stderr is None else stderr,
                 text=True,
             )
         assert self._process.stdout is not None
@@ -205,7 +208,7 @@ class Holdfast:
         return self._stderr_file.read_text()
 
     def log(self) -> list[dict[str, object]]:
-        """Return the log's lines, each of which must be JSON."""
+        """Return the log's lines, each of which must be JSON; after a stop they are all there."""
         return [json.loads(line) for line in self.stderr.splitlines()]
 
     def get(
