@@ -25,6 +25,7 @@ from aiohttp import web
 from proxy import version
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
+from proxy.adapters.client_tls import CertificateRefused, expiry
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
 from proxy.adapters.credentials import Credentials
@@ -33,7 +34,7 @@ from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
-from proxy.config import Settings, UpstreamSettings
+from proxy.config import ConfigError, ServerSettings, Settings, UpstreamSettings
 from proxy.config_values import ListenAddress
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.failures import StoreFailure
@@ -105,7 +106,8 @@ class House:
 async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     """Open the cache and build the journeys over it.
 
-    Raises CacheInUse, CacheTooNew, StoreFailure, and OSError where a certificate cannot be read.
+    Raises CacheInUse, CacheTooNew, StoreFailure, and ConfigError where a certificate or a key
+    towards an upstream cannot be used.
     """
     clock = SystemClock()
     telemetry = Telemetry(settings.registries, settings.upstreams, version.VERSION, clock)
@@ -185,7 +187,11 @@ async def _source(
         adapter = OfflineUpstream(name)
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard))
+        try:
+            egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard))
+        except CertificateRefused as refused:
+            raise ConfigError(((f"upstreams.{name}.{refused.key}", str(refused)),)) from None
+        _warn_of_expiry(name, upstream.client_cert, clock)
         adapter = HttpUpstream(
             _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
         )
@@ -202,6 +208,14 @@ async def _source(
     )
     telemetry.watch_upstream(name, source.is_failing)
     return source
+
+
+def _warn_of_expiry(name: str, client_cert: Path | None, clock: SystemClock) -> None:
+    until = None if client_cert is None else expiry(client_cert)
+    if until is not None and until.timestamp() < clock.now():
+        logger.warning(
+            "upstreams.%s.client_cert: %s expired on %s", name, client_cert, until.date()
+        )
 
 
 def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:

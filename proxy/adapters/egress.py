@@ -3,23 +3,25 @@
 The guard judges addresses at the moment of connecting, in the resolver, because a name that was
 harmless when it was looked at may lead elsewhere when it is dialled. aiohttp does not ask a
 resolver about a literal address, so those are judged before. Through a forward proxy names are
-resolved out there; only literals can be judged here.
+resolved out there; only literals can be judged here, and the proxy itself is not judged at all:
+the operator named it (`forward_proxy`), and most lie on a private network.
 """
 
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from proxy.adapters.client_tls import client_context
+from proxy.adapters.forward_proxy import ForwardProxies, ForwardProxy
 from proxy.core.addresses import AddressGuard, literal_address
 
 _KEEP_ALIVE_S: Final = 75.0
@@ -53,6 +55,8 @@ class Egress:
         self._terms = terms
         self._guard = guard
         self._tls = tls_context(terms)
+        self._forward = ForwardProxies.of(terms.proxy)
+        self._proxy_hosts = self._forward.hosts()
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=terms.connect_timeout_s,
@@ -67,7 +71,7 @@ class Egress:
         common = {
             "limit": self._terms.connections,
             "ssl": self._tls,
-            "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver()),
+            "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver(), self._proxy_hosts),
             "ttl_dns_cache": 10,
         }
         connector = (
@@ -101,12 +105,23 @@ class Egress:
         session = self._unpooled if new_connection else self._pooled
         return session.get(url, headers=headers, allow_redirects=False, proxy=self._proxy_for(url))
 
-    def _proxy_for(self, url: URL) -> str | None:
-        if self._terms.proxy is not None:
-            return self._terms.proxy
-        if proxy_bypass(url.host or ""):
-            return None
-        return getproxies().get(url.scheme)
+    @property
+    def shows_certificate(self) -> bool:
+        """Whether there is a certificate of ours to show."""
+        return self._terms.client_cert is not None
+
+    def proxy_for(self, url: URL) -> ForwardProxy | None:
+        """Return the forward proxy on the way to `url`, if any. Raises UnusableProxy."""
+        return self._forward.on_the_way_to(url)
+
+    def _proxy_for(self, url: URL) -> URL | None:
+        proxy = self.proxy_for(url)
+        if proxy is not None:
+            return proxy.url
+        host = url.host or ""
+        if host in self._proxy_hosts and not self._guard.names(host):
+            raise ForbiddenByGuard(f"{host} is the forward proxy; allow_hosts may list it")
+        return None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -121,15 +136,23 @@ class Egress:
 
 
 class GuardedResolver(AbstractResolver):
-    """What another resolver finds, less the addresses that the guard objects to."""
+    """What another resolver finds, less the addresses that the guard objects to.
 
-    def __init__(self, guard: AddressGuard, inner: AbstractResolver) -> None:
+    The hosts in `trusted` were named by the operator, and lie on whatever network they lie.
+    """
+
+    def __init__(
+        self, guard: AddressGuard, inner: AbstractResolver, trusted: Container[str] = ()
+    ) -> None:
         self._guard = guard
         self._inner = inner
+        self._trusted = trusted
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Resolve a name. Raises ForbiddenByGuard if nothing that it leads to is allowed."""
         results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+        if host in self._trusted:
+            return results
         allowed: list[ResolveResult] = []
         objection: str | None = None
         for result in results:
@@ -157,14 +180,5 @@ def _is_disguised(host: str) -> bool:
 
 
 def tls_context(terms: EgressTerms) -> ssl.SSLContext:
-    """Build the client's TLS: the system's trust store, and what the operator adds.
-
-    Raises OSError (ssl.SSLError is one) when a file cannot be read or is not what it should be.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if terms.ca_file is not None:
-        context.load_verify_locations(cafile=terms.ca_file)
-    if terms.client_cert is not None:
-        context.load_cert_chain(terms.client_cert, terms.client_key)
-    return context
+    """Build the client's TLS. Raises CertificateRefused, an OSError."""
+    return client_context(terms.ca_file, terms.client_cert, terms.client_key)
