@@ -110,7 +110,7 @@ def failure_of(error: Exception, way: Way) -> UpstreamFailure:
         return ForbiddenAddress(f"{name}: {forbidden}")
     tls = _tls_error_in(error)
     if tls is not None:
-        return Unreachable(f"{name}: TLS failed: {_tls_reason(tls, way)}{way.through}")
+        return _tls_failed(tls, way)
     match error:
         case aiohttp.ServerTimeoutError():
             return timed_out(way)
@@ -155,18 +155,22 @@ def _tls_error_in(error: BaseException) -> BaseException | None:
     return found if isinstance(found, BaseException) else None
 
 
-def _tls_reason(error: BaseException, way: Way) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        hint = ""
-        if error.verify_code in _UNKNOWN_ISSUER:
-            hint = f" (a private authority goes into {way.key('ca_file')})"
-        return f"its certificate is not believed: {error.verify_message}{hint}"
+def _tls_failed(error: BaseException, way: Way) -> Unreachable:
+    """Say what TLS said. Certificates do not change from one attempt to the next."""
+    about_certificates = True
     text = _one_line(error)
-    if _REFUSES_OURS.search(text.upper().replace(" ", "_")) is None:
-        return text
-    if way.shows_certificate:
-        return f"it refuses our certificate, {way.key('client_cert')}: {text}"
-    return f"it seems to want a certificate of ours ({way.key('client_cert')}, not set): {text}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = f"its certificate is not believed: {error.verify_message}"
+        if error.verify_code in _UNKNOWN_ISSUER:
+            said += f" (a private authority goes into {way.key('ca_file')})"
+    elif _REFUSES_OURS.search(text.upper().replace(" ", "_")) is None:
+        said, about_certificates = text, False
+    elif way.shows_certificate:
+        said = f"it refuses our certificate, {way.key('client_cert')}: {text}"
+    else:
+        said = f"it seems to want a certificate of ours ({way.key('client_cert')}, not set): {text}"
+    message = f"{way.upstream}: TLS failed: {said}{way.through}"
+    return Unreachable(message, transient=not about_certificates)
 
 
 def _forbidden_in(error: BaseException) -> str | None:

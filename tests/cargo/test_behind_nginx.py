@@ -138,23 +138,17 @@ def test_cargo_fetches_builds_and_updates_below_a_path_cold_and_warm(
     assert warm.run(project, "run", "--quiet").succeeded().stdout == "fan\n"
 
 
-def test_every_request_of_cargos_comes_through_nginx_over_http2_and_few_connections_reach_us(
+def test_cargo_speaks_http2_to_nginx_which_keeps_its_connections_to_us_and_nobody_is_warned(
     newest_desk: Desk, front: Front
 ) -> None:
-    project = newest_desk.project(DEPENDENCIES)
-    front.home(newest_desk).run(project, "fetch").succeeded()
-    lines = [line for line in front.access_log.read_text().splitlines() if "cargo" in line]
-    asked = [line.split('"')[1].split() for line in lines]
+    front.home(newest_desk).run(newest_desk.project(DEPENDENCIES), "fetch").succeeded()
+    asked = [line.split('"')[1].split() for line in front.access_log.read_text().splitlines()]
     assert {version for _, _, version in asked} == {"HTTP/2.0"}
     downloads = [path for _, path, _ in asked if path.startswith("/cargo/crates-io/crates/")]
     assert len(downloads) == len(LEAVES) + 1
-    served = front.proxy.metric("requests_total", registry="crates-io")
-    assert served == len(asked)
-    assert front.proxy.metric("connections", protocol="http/1.1") <= len(LEAVES) + 2
-
-
-def test_nobody_is_warned_of_what_the_page_says(newest_desk: Desk, front: Front) -> None:
-    front.home(newest_desk).run(newest_desk.project(DEPENDENCIES), "fetch").succeeded()
+    assert front.proxy.metric("requests_total", registry="crates-io") == len(asked)
+    # One is the question itself.
+    assert 1 < front.proxy.metric("connections", protocol="http/1.1") <= len(LEAVES) + 2
     assert "server.trusted_proxies" not in front.proxy.stderr
 
 

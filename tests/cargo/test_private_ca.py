@@ -130,6 +130,8 @@ def test_a_certificate_that_the_upstream_does_not_take_is_named_by_its_key(
             assert f"{name}: TLS failed: {words}" in answer.body.decode()
             assert f"{name}: TLS failed: {words}" in proxy.stderr
             assert proxy.metric("breaker_state", upstream=name) == 1
+            # Nothing comes of showing the same certificate again.
+            assert proxy.metric("upstream_requests_total", upstream=name, kind="index") == 1
 
 
 def test_an_upstream_that_is_not_believed_is_told_with_the_key_that_helps(
