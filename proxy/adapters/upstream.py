@@ -95,6 +95,9 @@ class HttpUpstream(Upstream):
         if validators.last_modified is not None:
             headers["If-Modified-Since"] = validators.last_modified
         url = self._terms.index_url + path
+        if url.startswith("http:") and self._way(url).proxy is not None:
+            # A forward proxy that caches would answer for as long as the upstream's max-age.
+            headers["Cache-Control"] = "max-age=0"
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
                 await stack.enter_async_context(self._egress.turns)

@@ -8,7 +8,8 @@ says which proxy it is and which key or variable named it.
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from email.utils import formatdate
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from tests.world.private_ca import PrivateCA
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer, bound_socket
 from tests.world.squid import IN_A_URL, NAMES, SECRET, Access, squid
+from tests.world.wire import Reply, Request
 
 KEY: Final = "upstreams.crates-io.proxy"
 DEPENDENCIES: Final = 'top = "1"\n'
@@ -184,6 +186,32 @@ def test_a_refusal_of_the_proxys_is_never_an_absence(
     with squid(port, Access.NOBODY):
         assert " 503" in complaint(newest_desk, proxy)
         assert proxy.get("/crates-io/api/v1/crates?q=top").status == 503
+
+
+@dataclass(frozen=True, slots=True)
+class Dated:
+    """A registry that says what the time is, without which squid believes no `max-age`."""
+
+    registry: Registry
+
+    def answer(self, request: Request) -> Reply:
+        reply = self.registry.answer(request)
+        return replace(reply, headers=(*reply.headers, ("Date", formatdate(usegmt=True))))
+
+
+def test_a_proxy_that_caches_does_not_hide_what_was_published(
+    newest_desk: Desk, stocked: Registry, port: int, launch: Launch
+) -> None:
+    """The upstream allows ten minutes; how old a copy may be is for `fresh_for` to say."""
+    terms = {"fresh_for": "0s", "proxy": f"http://127.0.0.1:{port}"}
+    with RegistryServer(Dated(stocked), name=NAMES[0]) as server:
+        proxy = launch({"crates-io": server}, upstreams={"crates-io": terms})
+        with squid(port, caching=True):
+            home, project = newest_desk.home(proxy.index_url()), newest_desk.project(DEPENDENCIES)
+            home.run(project, "fetch").succeeded()
+            stocked.publish(Package("leaf", "1.1.0"))
+            home.run(project, "update").succeeded()
+    assert b'name = "leaf"\nversion = "1.1.0"' in project.lock
 
 
 def test_a_variable_that_names_no_http_proxy_is_named(

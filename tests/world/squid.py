@@ -38,8 +38,8 @@ class Access(Enum):
 
 
 @contextmanager
-def squid(port: int, access: Access = Access.ALL) -> Iterator[None]:
-    """Run squid on a port of 127.0.0.1; nothing is cached."""
+def squid(port: int, access: Access = Access.ALL, *, caching: bool = False) -> Iterator[None]:
+    """Run squid on a port of 127.0.0.1; what it may cache, it keeps in memory if at all."""
     with tempfile.TemporaryDirectory(prefix="holdfast-squid-") as directory:
         root = Path(directory)
         root.chmod(0o755)
@@ -58,7 +58,7 @@ def squid(port: int, access: Access = Access.ALL) -> Iterator[None]:
             access_log none
             cache_log /dev/null
             cache_store_log none
-            cache deny all
+            cache {"allow" if caching else "deny"} all
             cache_mem 8 MB
             coredump_dir none
             pid_filename none
