@@ -10,7 +10,7 @@ Connections through a forward proxy are `egress`'s.
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 from urllib.request import getproxies_environment
 
@@ -27,7 +27,7 @@ class UnusableProxy(ValueError):
 class ForwardProxy:
     """One proxy. `url` may have credentials in it; `variable` is None where the key names it."""
 
-    url: URL
+    url: URL = field(repr=False)
     variable: str | None
 
     def described(self, upstream: str) -> str:
@@ -41,7 +41,7 @@ class ForwardProxies:
     """Which proxy to use for which address."""
 
     configured: ForwardProxy | None
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def of(cls, configured: str | None) -> Self:
