@@ -175,10 +175,13 @@ def _local(url: str) -> str:
 
 @config_app.command("check")
 def config_check(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Validate the configuration; every error names its key."""
+    """Validate the configuration and the files it names; every error names its key."""
     with _exit_codes():
+        from proxy import cli_check
+        from proxy.adapters.clock import SystemClock
+
         try:
-            _settings(config)
+            cli_check.check(_settings(config), SystemClock().now())
         except ConfigError as error:
             if not as_json:
                 raise

@@ -6,15 +6,18 @@ in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever 
 """
 
 import asyncio
+import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from proxy import version
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
+from proxy.adapters.client_tls import CertificateRefused, expiry
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
@@ -24,7 +27,7 @@ from proxy.adapters.savings_book import SavingsBook
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
-from proxy.config import Settings, UpstreamSettings
+from proxy.config import ConfigError, Settings, UpstreamSettings
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import Terms
@@ -41,6 +44,8 @@ from proxy.service.overview import Overviews
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
@@ -88,7 +93,8 @@ class House:
 async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     """Open the cache and build the journeys over it.
 
-    Raises CacheInUse, CacheTooNew, StoreFailure, and OSError where a certificate cannot be read.
+    Raises CacheInUse, CacheTooNew, StoreFailure, and ConfigError where a certificate or a key
+    towards an upstream cannot be used.
     """
     clock = SystemClock()
     telemetry = Telemetry(settings.registries, settings.upstreams, version.VERSION, clock)
@@ -187,7 +193,11 @@ async def _source(
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
         terms = _egress_terms(upstream)
-        egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
+        try:
+            egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
+        except CertificateRefused as refused:
+            raise ConfigError(((f"upstreams.{name}.{refused.key}", str(refused)),)) from None
+        _warn_of_expiry(name, upstream.client_cert, clock)
         adapter = HttpUpstream(
             _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
         )
@@ -204,6 +214,14 @@ async def _source(
     )
     telemetry.watch_upstream(name, source.is_failing)
     return source
+
+
+def _warn_of_expiry(name: str, client_cert: Path | None, clock: SystemClock) -> None:
+    until = None if client_cert is None else expiry(client_cert)
+    if until is not None and until.timestamp() < clock.now():
+        logger.warning(
+            "upstreams.%s.client_cert: %s expired on %s", name, client_cert, until.date()
+        )
 
 
 def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:

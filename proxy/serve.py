@@ -24,7 +24,7 @@ from aiohttp import web
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
 from proxy.compose import House, house
-from proxy.config import Settings
+from proxy.config import ServerSettings, Settings
 from proxy.config_addresses import ListenAddress
 from proxy.config_show import cargo_sections
 from proxy.core.failures import StoreFailure
@@ -124,7 +124,7 @@ async def open_doors(
     scheme = "http" if tls is None else "https"
     urls = []
     for address in server.listen:
-        port = await main.listen(address.host, address.port)
+        port = await main.listen(address.host, address.port, both_families=_alone(address, server))
         urls.append(f"{scheme}://{ListenAddress(address.host, port)}/")
     rooms.telemetry.watch_connections(
         {"http/1.1": main.http1_connections, "h2": main.http2_connections}
@@ -133,8 +133,18 @@ async def open_doors(
         admin_app = application(rooms, pages, admin_only_elsewhere=False)
         # Probes and scrapers inside the site: this port speaks cleartext always.
         admin = await _entrance(stack, settings, rooms, admin_app, None)
-        await admin.listen(server.admin_listen.host, server.admin_listen.port)
+        await admin.listen(
+            server.admin_listen.host,
+            server.admin_listen.port,
+            both_families=_alone(server.admin_listen, server),
+        )
     return urls
+
+
+def _alone(address: ListenAddress, server: ServerSettings) -> bool:
+    """Tell whether no listener for IPv4 shares the port of this one, which is for IPv6."""
+    listeners = [*server.listen, *filter(None, [server.admin_listen])]
+    return not any(each.port == address.port and ":" not in each.host for each in listeners)
 
 
 def pages_of(settings: Settings, rooms: House, readiness: Readiness) -> Pages:

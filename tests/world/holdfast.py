@@ -184,7 +184,11 @@ class Holdfast:
         finally:
             if self._process is not None:
                 self.kill()
-            self._reservation.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give the port back, of a proxy that does not run."""
+        self._reservation.close()
 
     @property
     def _stderr_file(self) -> Path:
