@@ -57,11 +57,11 @@ $(VENV)/.run: $(BIN)/python requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The servers that some tests put in front of us or behind. Unpacked with the libraries that the machine
-# lacks, not installed: nothing is started by it. Installed ones are used as they are.
-SERVERS := nginx squid
+# The servers and clients that some tests use, each with the package that has it. Unpacked with the libraries
+# that the machine lacks, not installed: nothing is started by it. Installed ones are used as they are.
+PROGRAMS := nginx:nginx squid:squid curl:curl nghttp:nghttp2-client h2load:nghttp2-client
 $(VENV)/.servers: $(BIN)/python Makefile
-	@missing=; for each in $(SERVERS); do PATH=$$PATH:/usr/sbin command -v $$each >/dev/null || missing="$$missing $$each"; done; \
+	@missing=; for each in $(PROGRAMS); do PATH=$$PATH:/usr/sbin command -v $${each%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
 	  [ -z "$$missing" ] || { rm -rf $(VENV)/debs $(VENV)/servers && mkdir -p $(VENV)/debs/partial \
 	  && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } \
 	  && apt-get install -qq --download-only --no-install-recommends -o Dir::Cache::archives="$(CURDIR)/$(VENV)/debs" \

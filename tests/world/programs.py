@@ -1,4 +1,4 @@
-"""Servers of other makers: where they are, and one of them running for as long as it is needed.
+"""Programs of other makers: where they are, and a server running for as long as it is needed.
 
 They come from the machine, or from what `make test` has unpacked beside the virtual environment,
 with the libraries that the machine lacks. A test that needs one fails without it: nothing is
@@ -23,6 +23,7 @@ import pytest
 _UNPACKED: Final = Path(sys.prefix) / "servers"
 _SYSTEM_PATH: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 _PATIENCE_SECONDS: Final = 10.0
+_CLIENT_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,31 @@ class Program:
 
 
 def program(name: str) -> Program:
-    """Find a server: the machine's own, or the one that was unpacked."""
+    """Find a program: the machine's own, or the one that was unpacked."""
     found = shutil.which(name, path=_SYSTEM_PATH)
     if found is not None:
         return Program(found, {})
-    unpacked = shutil.which(name, path=f"{_UNPACKED}/usr/sbin")
+    unpacked = shutil.which(name, path=f"{_UNPACKED}/usr/sbin:{_UNPACKED}/usr/bin")
     if unpacked is None:
-        pytest.fail(f"{name} is needed: `make test` fetches it, or install the package {name}")
+        pytest.fail(f"{name} is needed: `make test` fetches it, or install its package")
     folders = sorted({str(each.parent) for each in _UNPACKED.glob("**/lib*.so*")})
     return Program(unpacked, {"LD_LIBRARY_PATH": ":".join(folders)})
+
+
+def output_of(client: Program, *arguments: str) -> str:
+    """Run a client to its end; returns what it wrote, errors included. It must end well."""
+    run = subprocess.run(
+        [client.command, *arguments],
+        env={"PATH": _SYSTEM_PATH, **client.env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_CLIENT_SECONDS,
+        check=False,
+    )
+    written = run.stdout.decode("latin-1")
+    assert run.returncode == 0, f"{client.command}: {run.returncode}\n{written}"
+    return written
 
 
 @contextmanager
