@@ -57,12 +57,17 @@ $(VENV)/.run: $(BIN)/python requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The servers that some tests put in front. Unpacked, not installed: nothing is started by it.
-$(VENV)/.servers: $(BIN)/python
-	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || { \
-	  { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && cd $(VENV) && apt-get download -qq nginx \
-	  && dpkg-deb -x nginx_*.deb servers && rm nginx_*.deb; } \
-	  || { echo "the tests need nginx: install the package nginx" >&2; exit 1; }
+# The servers and clients that some tests use, each with the package that has it. Unpacked with the libraries
+# that the machine lacks, not installed: nothing is started by it. Installed ones are used as they are.
+PROGRAMS := nginx:nginx squid:squid curl:curl nghttp:nghttp2-client h2load:nghttp2-client
+$(VENV)/.servers: $(BIN)/python Makefile
+	@missing=; for each in $(PROGRAMS); do PATH=$$PATH:/usr/sbin command -v $${each%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
+	  [ -z "$$missing" ] || { rm -rf $(VENV)/debs $(VENV)/servers && mkdir -p $(VENV)/debs/partial \
+	  && { [ "$$(id -u)" != 0 ] || apt-get update -qq; } \
+	  && apt-get install -qq --download-only --no-install-recommends -o Dir::Cache::archives="$(CURDIR)/$(VENV)/debs" \
+	    -o Debug::NoLocking=true -o APT::Sandbox::User=root $$missing \
+	  && for each in $(VENV)/debs/*.deb; do dpkg-deb -x $$each $(VENV)/servers || exit 1; done && rm -r $(VENV)/debs; } \
+	  || { echo "the tests need$$missing: install the packages of these names" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python requirements-dev.lock pyproject.toml

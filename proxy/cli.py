@@ -155,13 +155,13 @@ def serve(
         from proxy.adapters import logs
         from proxy.adapters.cache_dir import CacheInUse, CacheTooNew
 
-        logs.configure(settings.log.format, settings.log.level)
         try:
-            _run(
-                lambda: serving.serve(
-                    settings, lambda urls: _announce(settings, urls), read, hung_up
+            with logs.configured_apart(settings.log.format, settings.log.level):
+                _run(
+                    lambda: serving.serve(
+                        settings, lambda urls: _announce(settings, urls), read, hung_up
+                    )
                 )
-            )
         except (CacheInUse, CacheTooNew) as error:
             raise _Stop(COULD_NOT, str(error)) from None
 
@@ -184,10 +184,13 @@ def _local(url: str) -> str:
 
 @config_app.command("check")
 def config_check(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Validate the configuration; every error names its key."""
+    """Validate the configuration and the files it names; every error names its key."""
     with _exit_codes():
+        from proxy import cli_check
+        from proxy.adapters.clock import SystemClock
+
         try:
-            _settings(config)
+            cli_check.check(_settings(config), SystemClock().now())
         except ConfigError as error:
             if not as_json:
                 raise

@@ -6,6 +6,7 @@ Nothing here decides anything; `--json` goes around it.
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
 
@@ -80,9 +81,15 @@ def stats_lines(result: dict[str, object]) -> Iterator[str]:
     for tomb in stored["tombstones"]:
         back = ", there again" if tomb["returned_at"] is not None else ""
         yield f"removed      {tomb['name']} of {tomb['upstream']}{back}"
+    if isinstance(used, dict):
+        yield from _used_lines(used)
+    if isinstance(result.get("saved"), dict):
+        yield from _saved_lines(result["saved"])
     if not isinstance(used, dict):
         yield "nothing is serving"
-        return
+
+
+def _used_lines(used: dict[str, dict[str, dict[str, object]]]) -> Iterator[str]:
     for name, totals in used["registries"].items():
         here = totals["served_from_here"]
         yield (
@@ -92,3 +99,20 @@ def stats_lines(result: dict[str, object]) -> Iterator[str]:
     for name, received in used["upstream_received_bytes"].items():
         asked = used["upstream_requests"][name]
         yield f"from {name}: {asked} requests, {size(received)} received"
+
+
+def _saved_lines(saved: object) -> Iterator[str]:
+    assert isinstance(saved, dict), "stats tells what was saved"
+    since = datetime.fromtimestamp(saved["since"], UTC).date().isoformat()
+    for name, counts in saved["registries"].items():
+        spans = {
+            "today": counts["today"],
+            "since the start": counts["since_start"],
+            f"since {since}": counts["ever"],
+        }
+        told = (
+            f"{count['saved_requests']} requests and {size(count['saved_bytes'])} {span}"
+            for span, count in spans.items()
+            if count is not None
+        )
+        yield f"saved by {name}: {'; '.join(told)}"

@@ -6,21 +6,25 @@ in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever 
 """
 
 import asyncio
+import logging
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from proxy import version
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
+from proxy.adapters.client_tls import CertificateRefused, expiry
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import CertificateRefused, Egress, EgressTerms, TlsContexts
+from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
 from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
+from proxy.adapters.savings_book import SavingsBook
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
@@ -38,9 +42,12 @@ from proxy.service.indexes import Indexes
 from proxy.service.insistence import Insistence
 from proxy.service.journeys import Journeys
 from proxy.service.operations import Json, Operations
+from proxy.service.overview import Overviews
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
@@ -77,6 +84,8 @@ class House:
     housekeeping: Housekeeping
     operations: Operations
     telemetry: Telemetry
+    savings: SavingsBook
+    overviews: Overviews
     blobs: FileBlobStore
     addresses: AddressRules
     patience: Patience
@@ -87,14 +96,19 @@ class House:
 async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
     """Open the cache and build the journeys over it.
 
-    Raises CacheInUse, CacheTooNew, StoreFailure, and ConfigError where a certificate towards an
-    upstream cannot be used.
+    Raises CacheInUse, CacheTooNew, StoreFailure, and ConfigError where a certificate or a key
+    towards an upstream cannot be used.
     """
     clock = SystemClock()
     telemetry = Telemetry(settings.registries, settings.upstreams, version.VERSION, clock)
     async with AsyncExitStack() as stack:
         stack.enter_context(CacheDirectory(settings.cache.dir))
         directory = settings.cache.dir
+        savings = SavingsBook(
+            directory / "savings.json", telemetry.served if serving else None, clock
+        )
+        stack.push_async_callback(savings.close)
+        await savings.open()
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
@@ -136,8 +150,12 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             registries=registries,
             journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
             housekeeping=housekeeping,
-            operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
+            operations=Operations(
+                housekeeping, _used(telemetry) if serving else lambda: None, savings.report
+            ),
             telemetry=telemetry,
+            savings=savings,
+            overviews=Overviews(sources.values(), lambda: telemetry.known(savings.now()), clock),
             blobs=blobs,
             addresses=AddressRules(
                 public_urls=settings.server.public_urls,
@@ -199,6 +217,7 @@ async def _wire(
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
         tls = _client_tls(name, upstream, contexts)
         egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard, tls))
+        _warn_of_expiry(name, upstream.client_cert, clock)
         credentials = _credentials(upstream)
         adapter = HttpUpstream(_upstream_terms(name, upstream, settings), egress, credentials)
         way = _Way(adapter, egress, credentials)
@@ -226,6 +245,14 @@ def _client_tls(name: str, upstream: UpstreamSettings, contexts: TlsContexts) ->
         return contexts.context(_egress_terms(upstream))
     except CertificateRefused as refused:
         raise ConfigError(((f"upstreams.{name}.{refused.key}", str(refused)),)) from None
+
+
+def _warn_of_expiry(name: str, client_cert: Path | None, clock: SystemClock) -> None:
+    until = None if client_cert is None else expiry(client_cert)
+    if until is not None and until.timestamp() < clock.now():
+        logger.warning(
+            "upstreams.%s.client_cert: %s expired on %s", name, client_cert, until.date()
+        )
 
 
 def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:

@@ -13,7 +13,7 @@ address share the tables of the first.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Final
 
@@ -86,22 +86,35 @@ def cargo_config(settings: Settings, base_url: str | None, registry: str | None)
     `public_url`, or else the first listener. Raises ConfigError about `--url` or `--registry`.
     """
     base, warning = _base_url(settings, base_url)
-    parts = [_PREAMBLE, *warning]
+    sections = cargo_sections(settings, base, _chosen(settings, registry))
+    return "\n\n".join([_PREAMBLE, *warning, *sections.values()]) + "\n"
+
+
+def cargo_sections(
+    settings: Settings, base_url: str, registries: Iterable[str] | None = None
+) -> dict[str, str]:
+    """Return the tables for each registry: all together make one file.
+
+    `base_url` is an absolute address that is known to be one. Without `registries` it is those that
+    stand for an upstream of the same name.
+    """
     defined: dict[str, str] = {_CRATES_IO_INDEX: CRATES_IO}
     taken = set(settings.upstreams)
-    for name in _chosen(settings, registry):
+    sections: dict[str, str] = {}
+    for name in _chosen(settings, None) if registries is None else registries:
         upstream = settings.registries[name].upstream
-        ours = f"{SPARSE}{base}/{name}/index/"
+        ours = f"{SPARSE}{base_url}/{name}/index/"
         if upstream == CRATES_IO:
-            parts.append(_crates_io(_unused("holdfast", taken), ours))
+            sections[name] = _crates_io(_unused("holdfast", taken), ours)
             continue
         index = settings.upstreams[upstream].index
         known = defined.setdefault(index, upstream)
         if known == upstream:
-            parts.append(_named(upstream, index, _unused(f"holdfast-{upstream}", taken), ours))
+            replacement = _unused(f"holdfast-{upstream}", taken)
+            sections[name] = _named(upstream, index, replacement, ours)
         else:
-            parts.append(_shared(upstream, index, known))
-    return "\n\n".join(parts) + "\n"
+            sections[name] = _shared(upstream, index, known)
+    return sections
 
 
 def _base_url(settings: Settings, given: str | None) -> tuple[str, list[str]]:

@@ -25,9 +25,10 @@ from proxy.adapters import logs
 from proxy.adapters.clock import SystemClock
 from proxy.adapters.control_client import short_path
 from proxy.compose import House, house
-from proxy.config import ConfigError, Settings
+from proxy.config import ConfigError, ServerSettings, Settings
 from proxy.config_addresses import ListenAddress
 from proxy.config_changes import Adoption, Change, Reading
+from proxy.config_show import cargo_sections
 from proxy.core.failures import StoreFailure
 from proxy.hang_up import HangUps
 from proxy.reload import Reloader
@@ -37,6 +38,7 @@ from proxy.web.entrance import Entrance
 from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
 from proxy.web.rim import Rim
+from proxy.web.start_page import StartPage
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +150,7 @@ async def open_doors(
 ) -> list[str]:
     """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
     server = settings.server
-    pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
+    pages = pages_of(settings, rooms, readiness)
     main = await _entrance(
         stack,
         settings,
@@ -159,7 +161,7 @@ async def open_doors(
     scheme = "http" if tls is None else "https"
     urls = []
     for address in server.listen:
-        port = await main.listen(address.host, address.port)
+        port = await main.listen(address.host, address.port, both_families=_alone(address, server))
         urls.append(f"{scheme}://{ListenAddress(address.host, port)}/")
     rooms.telemetry.watch_connections(
         {"http/1.1": main.http1_connections, "h2": main.http2_connections}
@@ -168,8 +170,28 @@ async def open_doors(
         admin_app = application(rooms, pages, admin_only_elsewhere=False)
         # Probes and scrapers inside the site: this port speaks cleartext always.
         admin = await _entrance(stack, settings, rooms, admin_app, None)
-        await admin.listen(server.admin_listen.host, server.admin_listen.port)
+        await admin.listen(
+            server.admin_listen.host,
+            server.admin_listen.port,
+            both_families=_alone(server.admin_listen, server),
+        )
     return urls
+
+
+def _alone(address: ListenAddress, server: ServerSettings) -> bool:
+    """Tell whether no listener for IPv4 shares the port of this one, which is for IPv6."""
+    listeners = [*server.listen, *filter(None, [server.admin_listen])]
+    return not any(each.port == address.port and ":" not in each.host for each in listeners)
+
+
+def pages_of(settings: Settings, rooms: House, readiness: Readiness) -> Pages:
+    """Build everything that is not a registry."""
+    start = StartPage(
+        tuple(rooms.registries),
+        lambda base_url: cargo_sections(settings, base_url),
+        rooms.overviews.now,
+    )
+    return Pages(readiness, rooms.telemetry.render, start)
 
 
 async def _entrance(
@@ -231,9 +253,10 @@ async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) ->
 
 
 async def _upkeep(rooms: House) -> None:
-    """Keep the gauges of the cache up to date."""
+    """Keep the gauges of the cache up to date, and what it saved."""
     while True:
         await asyncio.sleep(_UPKEEP_EVERY_S)
+        await rooms.savings.keep()
         with contextlib.suppress(StoreFailure):
             # A store in trouble has said so itself; the gauges keep their last values.
             await _set_gauges(rooms)

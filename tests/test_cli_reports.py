@@ -37,12 +37,18 @@ def test_stats_of_a_cache_that_nobody_serves() -> None:
             {"name": "back", "upstream": "crates-io", "removed_at": 1.0, "returned_at": 2.0},
         ],
     }
-    lines = list(stats_lines({"stored": stored, "used": None}))
+    count = {"saved_requests": 3, "saved_bytes": 2048}
+    registries = {"crates-io": {"today": count, "since_start": None, "ever": count}}
+    saved = {"since": 0.0, "day": "1970-01-01", "registries": registries}
+    lines = list(stats_lines({"stored": stored, "used": None, "saved": saved}))
     assert lines[0].split() == ["crates", "2,", "2.0", "KiB", "of", "1.0", "GiB"]
     assert any(line.startswith("quarantined") for line in lines)
     assert any("gone of crates-io" in line and "again" not in line for line in lines)
     assert any("back of crates-io, there again" in line for line in lines)
-    assert lines[-1] == "nothing is serving"
+    assert lines[-2:] == [
+        "saved by crates-io: 3 requests and 2.0 KiB today; 3 requests and 2.0 KiB since 1970-01-01",
+        "nothing is serving",
+    ]
 
 
 def test_work_that_takes_long_is_told_in_plain_lines_where_there_is_no_terminal(

@@ -1,11 +1,19 @@
 """The cache directory as a whole: who holds it, and whether its format is one that we know.
 
-`<cache.dir>/format` holds the version of everything below it. It is looked at before anything is
-touched: a directory of a newer Holdfast, or one whose version cannot be read, is left exactly as it
-is. Then `<cache.dir>/lock` is locked, for as long as this process lives: the kernel releases it
-with the last descriptor, however the process ends. The file itself stays, and names the holder.
+`<cache.dir>/format` holds the version of everything below it, MAJOR or MAJOR.MINOR. It is looked at
+before anything is touched. A directory that a program of ours must not use, or whose version cannot
+be read, is left exactly as it is. Then `<cache.dir>/lock` is locked, for as long as this process
+lives: the kernel releases it with the last descriptor, however the process ends. The file itself
+stays, and names the holder.
 
-What is in the directory belongs to the stores.
+A minor step is one that the programs of the minor version before can live with: they read what they
+know and pass over the rest. So a directory one minor step ahead of us is used, and its version is
+left standing, for whatever is ahead in it is still there. An older directory gets our version
+before anything else is written in it; what is in it is brought up to date by the stores, row by
+row, or is a miss to them.
+
+What is in the directory belongs to the stores. When which step is taken is in
+docs/adr/0021-steps-of-the-format.md.
 """
 
 import contextlib
@@ -14,15 +22,30 @@ import os
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from proxy.core.failures import StoreFailure
 
-FORMAT_VERSION: Final = 1
-
-_FORMAT: Final = re.compile(rb"([1-9][0-9]{0,8})\n?", re.ASCII)
+_FORMAT: Final = re.compile(rb"([1-9][0-9]{0,8})(?:\.(0|[1-9][0-9]{0,8}))?\n?", re.ASCII)
 _FORMAT_MAX_BYTES: Final = 64
 _PID_MAX_BYTES: Final = 20
+
+
+class Format(NamedTuple):
+    """A version of what is in a cache directory. Ordered."""
+
+    major: int
+    minor: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}" if self.minor else f"{self.major}"
+
+    def may_use(self, found: "Format") -> bool:
+        """Tell whether a program that writes this format may use a directory of another."""
+        return found <= (self.major, self.minor + 1)
+
+
+OURS: Final = Format(1)
 
 
 class CacheInUse(Exception):
@@ -36,13 +59,13 @@ class CacheInUse(Exception):
 
 
 class CacheTooNew(Exception):
-    """The cache directory is in a format that we do not know."""
+    """The cache directory is in a format that we do not know; `found` is None if unreadable."""
 
-    def __init__(self, path: Path, found: int | None) -> None:
+    def __init__(self, path: Path, found: Format | None, ours: Format) -> None:
         what = (
             "a file 'format' that cannot be read as a version"
             if found is None
-            else f"format {found}, and this Holdfast knows {FORMAT_VERSION}"
+            else f"format {found}, and this Holdfast knows {ours}"
         )
         super().__init__(f"the cache directory {path} has {what}; nothing was touched")
         self.path = path
@@ -52,23 +75,39 @@ class CacheTooNew(Exception):
 class CacheDirectory:
     """A cache directory that this process holds, until `close`. Also a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ours: Format = OURS) -> None:
         """Take hold of `path`, creating it. Raises CacheTooNew, CacheInUse, StoreFailure."""
         self.path = path
+        self._ours = ours
         self._lock: int | None = None
         try:
-            _read_format(path)
+            self._read_format()
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(path)
             # It may have been another's until now.
-            if _read_format(path) is None:
-                _write_format(path)
+            found = self._read_format()
+            if found is None or found < ours:
+                _write_format(path, ours)
         except OSError as error:
             self.close()
             raise StoreFailure(f"cannot use the cache directory {path}: {error}") from error
         except BaseException:
             self.close()
             raise
+
+    def _read_format(self) -> Format | None:
+        try:
+            with (self.path / "format").open("rb") as file:
+                content = file.read(_FORMAT_MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            raise CacheTooNew(self.path, None, self._ours) from None
+        match = _FORMAT.fullmatch(content)
+        found = None if match is None else Format(int(match[1]), int(match[2] or 0))
+        if found is None or not self._ours.may_use(found):
+            raise CacheTooNew(self.path, found, self._ours)
+        return found
 
     def close(self) -> None:
         """Let go of it. Safe to call twice."""
@@ -88,27 +127,12 @@ class CacheDirectory:
         self.close()
 
 
-def _read_format(path: Path) -> int | None:
-    try:
-        with (path / "format").open("rb") as file:
-            content = file.read(_FORMAT_MAX_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError:
-        raise CacheTooNew(path, None) from None
-    match = _FORMAT.fullmatch(content)
-    version = None if match is None else int(match[1])
-    if version is None or version > FORMAT_VERSION:
-        raise CacheTooNew(path, version)
-    return version
-
-
-def _write_format(path: Path) -> None:
+def _write_format(path: Path, ours: Format) -> None:
     # A name of its own until it is whole: a half-written version would never be read again.
     draft = path / "format.draft"
     try:
         with draft.open("wb") as file:
-            file.write(b"%d\n" % FORMAT_VERSION)
+            file.write(f"{ours}\n".encode())
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path / "format")

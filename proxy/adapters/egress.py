@@ -3,7 +3,8 @@
 The guard judges addresses at the moment of connecting, in the resolver, because a name that was
 harmless when it was looked at may lead elsewhere when it is dialled. aiohttp does not ask a
 resolver about a literal address, so those are judged before. Through a forward proxy names are
-resolved out there; only literals can be judged here.
+resolved out there; only literals can be judged here, and the proxy itself is not judged at all:
+the operator named it (`forward_proxy`), and most lie on a private network.
 
 Connections are kept for a while after their last request, and when many requests come at once, as
 they do when cargo begins to resolve, more are opened than are needed yet. Crates may not have all
@@ -14,35 +15,26 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from proxy.adapters.client_tls import client_context
+from proxy.adapters.forward_proxy import ForwardProxies, ForwardProxy
 from proxy.core.addresses import AddressGuard, literal_address
 
 _KEEP_ALIVE_S: Final = 75.0
 _HEAD_LINE_MAX_BYTES: Final = 16 * 1024
-_HOSTS_REMEMBERED: Final = 256
 _KEPT_FROM_CRATES: Final = 8
 # As many requests at once are the beginning of a resolve, whose next level is wider.
 _BURST: Final = 8
 _SPARES_MAX: Final = 64
-
-
-class CertificateRefused(OSError):
-    """A file cannot be used. `key` is the one it is configured under; the message tells why."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(reason)
-        self.key = key
 
 
 class ForbiddenByGuard(OSError):
@@ -76,6 +68,8 @@ class Egress:
         self._terms = terms
         self._guard = guard
         self._tls = tls_context(terms) if tls is None else tls
+        self._forward = ForwardProxies.of(terms.proxy)
+        self._proxy_hosts = self._forward.hosts()
         self._timeout = aiohttp.ClientTimeout(
             total=None,
             sock_connect=terms.connect_timeout_s,
@@ -85,8 +79,6 @@ class Egress:
         self.turns = Turns(terms.connections)
         self._spares: asyncio.Task[None] | None = None
         self._warm_until = 0.0
-        # Asking costs a walk through the whole environment, and the answer does not change.
-        self._proxy_of_environment = lru_cache(_HOSTS_REMEMBERED)(_proxy_of_environment)
         self._pooled = self._session(keep_alive=True)
         self._unpooled = self._session(keep_alive=False)
 
@@ -102,7 +94,7 @@ class Egress:
     def _session(self, *, keep_alive: bool) -> aiohttp.ClientSession:
         common = {
             "limit": self._terms.connections,
-            "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver()),
+            "resolver": GuardedResolver(self._guard, aiohttp.ThreadedResolver(), self._proxy_hosts),
             "ttl_dns_cache": 10,
         }
         connector = (
@@ -173,10 +165,23 @@ class Egress:
                 url, proxy=self._proxy_for(url), ssl=self._tls, middlewares=(_only_connect,)
             )
 
-    def _proxy_for(self, url: URL) -> str | None:
-        if self._terms.proxy is not None:
-            return self._terms.proxy
-        return self._proxy_of_environment(url.scheme, url.host or "")
+    @property
+    def shows_certificate(self) -> bool:
+        """Whether there is a certificate of ours to show."""
+        return self._terms.client_cert is not None
+
+    def proxy_for(self, url: URL) -> ForwardProxy | None:
+        """Return the forward proxy on the way to `url`, if any. Raises UnusableProxy."""
+        return self._forward.on_the_way_to(url)
+
+    def _proxy_for(self, url: URL) -> URL | None:
+        proxy = self.proxy_for(url)
+        if proxy is not None:
+            return proxy.url
+        host = url.host or ""
+        if host in self._proxy_hosts and not self._guard.names(host):
+            raise ForbiddenByGuard(f"{host} is the forward proxy; allow_hosts may list it")
+        return None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -236,15 +241,23 @@ async def _only_connect(
 
 
 class GuardedResolver(AbstractResolver):
-    """What another resolver finds, less the addresses that the guard objects to."""
+    """What another resolver finds, less the addresses that the guard objects to.
 
-    def __init__(self, guard: AddressGuard, inner: AbstractResolver) -> None:
+    The hosts in `trusted` were named by the operator, and lie on whatever network they lie.
+    """
+
+    def __init__(
+        self, guard: AddressGuard, inner: AbstractResolver, trusted: Container[str] = ()
+    ) -> None:
         self._guard = guard
         self._inner = inner
+        self._trusted = trusted
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         """Resolve a name. Raises ForbiddenByGuard if nothing that it leads to is allowed."""
         results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+        if host in self._trusted:
+            return results
         allowed: list[ResolveResult] = []
         objection: str | None = None
         for result in results:
@@ -260,10 +273,6 @@ class GuardedResolver(AbstractResolver):
     async def close(self) -> None:
         """Release the resolver."""
         await self._inner.close()
-
-
-def _proxy_of_environment(scheme: str, host: str) -> str | None:
-    return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
 def _is_disguised(host: str) -> bool:
@@ -294,54 +303,5 @@ class TlsContexts:
 
 
 def tls_context(terms: EgressTerms) -> ssl.SSLContext:
-    """Build the client's TLS: the system's trust store, and what the operator adds.
-
-    Raises CertificateRefused when a file cannot be read or is not what it should be.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if terms.ca_file is not None:
-        _require_readable(terms.ca_file, "ca_file")
-        try:
-            context.load_verify_locations(cafile=terms.ca_file)
-        except ssl.SSLError:
-            raise CertificateRefused(
-                "ca_file", f"{terms.ca_file}: no certificates in PEM"
-            ) from None
-    if terms.client_cert is not None:
-        _load_identity(context, terms.client_cert, terms.client_key)
-    return context
-
-
-def _load_identity(context: ssl.SSLContext, client_cert: Path, client_key: Path | None) -> None:
-    _require_readable(client_cert, "client_cert")
-    key, key_file = ("client_cert", client_cert)
-    if client_key is not None:
-        key, key_file = ("client_key", client_key)
-        _require_readable(client_key, key)
-    encrypted = CertificateRefused(
-        key, f"{key_file}: the key is encrypted; there is nobody to type its passphrase"
-    )
-
-    def passphrase() -> str:
-        raise encrypted
-
-    try:
-        context.load_cert_chain(client_cert, client_key, password=passphrase)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise CertificateRefused(
-                key, f"{key_file}: not the key of the certificate in {client_cert}"
-            ) from None
-        reason = error.reason or "not what it should be"
-        raise CertificateRefused(
-            "client_cert", f"{client_cert}, with {key_file}: {reason}"
-        ) from None
-
-
-def _require_readable(path: Path, key: str) -> None:
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise CertificateRefused(key, f"{path}: {error.strerror}") from None
+    """Build the client's TLS. Raises CertificateRefused, an OSError."""
+    return client_context(terms.ca_file, terms.client_cert, terms.client_key)

@@ -5,13 +5,17 @@ never moved aside, never thrown away and never evicted: a file that cannot be re
 Commits are on the disk when a call returns.
 
 The version of the schema is SQLite's own `user_version`. `_LADDER` leads from each version to the
-next; a file from a newer Holdfast is refused and left as it is. Steps are only ever added.
+next; steps are only ever added. A file from a newer Holdfast is refused and left as it is, unless
+it says itself, in the one row of its table `compatible`, that programs of our schema may write it;
+its version is then left standing. `_OLDEST_WRITER` is what we say there: it stays where it is as
+long as the steps behind it only add what an older program does not look at.
 
 All calls run on one thread, in the order in which they were asked for.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 import sqlite3
 from collections.abc import Callable
@@ -44,6 +48,12 @@ _LADDER: Final[tuple[tuple[str, ...], ...]] = (
     ),
 )
 SCHEMA_VERSION: Final = len(_LADDER)
+_OLDEST_WRITER: Final = 1
+_COMPATIBLE: Final = (
+    "CREATE TABLE IF NOT EXISTS compatible (oldest INTEGER NOT NULL)",
+    "DELETE FROM compatible",
+    f"INSERT INTO compatible VALUES ({_OLDEST_WRITER})",  # noqa: S608 - a number of ours
+)
 
 T = TypeVar("T")
 
@@ -51,8 +61,9 @@ T = TypeVar("T")
 class SqliteStateStore(StateStore):
     """The state in the folder `directory`. One process at a time writes it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ladder: tuple[tuple[str, ...], ...] = _LADDER) -> None:
         self._path = directory / _FILE
+        self._ladder = ladder
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         self._connection: sqlite3.Connection | None = None
         self._closed = False
@@ -146,23 +157,35 @@ class SqliteStateStore(StateStore):
 
     def _check_version(self, connection: sqlite3.Connection) -> int:
         ((version,),) = connection.execute("PRAGMA user_version")
-        if not 0 <= version <= SCHEMA_VERSION:
+        ours = len(self._ladder)
+        if version < 0 or (version > ours and _oldest_writer(connection) > ours):
             raise StoreFailure(
                 f"{self._path} has schema version {version}, and this Holdfast knows"
-                f" {SCHEMA_VERSION}: it was written by a newer one"
+                f" {ours}: it was written by a newer one"
             )
         return int(version)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         version = self._check_version(connection)
-        for step in _LADDER[version:]:
-            for statement in step:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        ours = len(self._ladder)
+        if version < ours:
+            steps = self._ladder[version:]
+            for step in steps if ours == _OLDEST_WRITER else (*steps, _COMPATIBLE):
+                for statement in step:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {ours}")
         connection.execute("COMMIT")
 
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _oldest_writer(connection: sqlite3.Connection) -> float:
+    """Return the oldest schema whose programs may write this file, by its own word."""
+    if not connection.execute("PRAGMA table_info(compatible)").fetchall():
+        return math.inf
+    row = connection.execute("SELECT oldest FROM compatible").fetchone()
+    return row[0] if row is not None and isinstance(row[0], int) else math.inf

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from proxy.core.events import How, Kind, RequestServed
+from proxy.core.savings import Served, saves_bytes, saves_request
 
 DURATION_BUCKETS_S: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -94,6 +95,23 @@ class Tallies(Collector):
         """Count an index file that was sent, by the age of the upstream's last word on it."""
         self._age.add(age_s)
 
+    def served(self) -> dict[str, Served]:
+        """Return what each registry has answered since the start."""
+        served: dict[str, Served] = {}
+        for (name, _, how, _), tally in self._tallies.items():
+            requests, sent = tally.requests, tally.sent_bytes
+            before = served.setdefault(name, Served())
+            if requests:
+                has_saved = saves_bytes(how)
+                served[name] = before + Served(
+                    requests,
+                    requests if has_saved else 0,
+                    sent,
+                    requests if saves_request(how) else 0,
+                    sent if has_saved else 0,
+                )
+        return served
+
     def collect(self) -> Iterator[Metric]:
         """Tell the counts as metrics."""
         requests = CounterMetricFamily(
@@ -121,9 +139,27 @@ class Tallies(Collector):
         for (name, kind), count in sent.items():
             bytes_sent.add_metric((name, kind.value), count)
         yield bytes_sent
+        yield from self._collect_savings()
         age = HistogramMetricFamily(
             "holdfast_served_age_seconds",
             "Age of the upstream's last word on an index file that was sent",
         )
         age.add_metric((), *self._age.told())
         yield age
+
+    def _collect_savings(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "holdfast_saved_requests",
+            "Requests answered without asking an upstream on their account",
+            labels=("registry",),
+        )
+        sent = CounterMetricFamily(
+            "holdfast_saved_bytes",
+            "Bytes of bodies sent to clients that no upstream had to send for them",
+            labels=("registry",),
+        )
+        for name, served in self.served().items():
+            requests.add_metric((name,), served.saved_requests)
+            sent.add_metric((name,), served.saved_bytes)
+        yield requests
+        yield sent

@@ -7,7 +7,8 @@ is one warning at its beginning and one line at its end.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final, assert_never
 
 from prometheus_client import (
@@ -20,10 +21,13 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
+from proxy.adapters import logs
 from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
-from proxy.adapters.totals import RegistryTotals, Totals
+from proxy.adapters.totals import Totals
 from proxy.core.events import (
     Event,
     Evicted,
@@ -43,7 +47,9 @@ from proxy.core.events import (
     UpstreamReceived,
     UpstreamRecovered,
 )
+from proxy.core.savings import Savings, Served
 from proxy.ports import Clock, Observer
+from proxy.service.overview import Known
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +89,18 @@ _TURNS: Final = {
         "stays in an older state upstream; it is believed",
     ),
 }
-_SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
+
+
+class _DroppedLines(Collector):
+    """How many lines of the log are missing."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Ask, whenever somebody reads the page."""
+        yield CounterMetricFamily(
+            "holdfast_log_lines_dropped",
+            "Lines of the log that could not be written in time",
+            value=logs.dropped_lines(),
+        )
 
 
 class Telemetry(Observer):
@@ -96,9 +113,11 @@ class Telemetry(Observer):
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
         self._store_trouble: tuple[float | None, int] = (None, 0)
-        self.totals = Totals()
+        self._totals = Totals()
+        self._held: dict[str, tuple[int, int, int]] = {}
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(_DroppedLines())
         Info("holdfast_build", "The running version", registry=self._registry).info(
             {"version": version}
         )
@@ -110,7 +129,6 @@ class Telemetry(Observer):
     def _make_request_metrics(self, registries: tuple[str, ...]) -> None:
         self._tallies = Tallies(registries)
         self._registry.register(self._tallies)
-        self.totals.registries.update({name: RegistryTotals() for name in registries})
 
     def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
         requests = Counter(
@@ -165,8 +183,9 @@ class Telemetry(Observer):
             for name in upstreams
             for turn, _, _ in _TURNS.values()
         }
-        self.totals.upstream_received_bytes.update(dict.fromkeys(upstreams, 0))
-        self.totals.upstream_requests.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_received_bytes.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_requests.update(dict.fromkeys(upstreams, 0))
+        self._totals.upstream_last_success.update(dict.fromkeys(upstreams))
 
     def _make_cache_metrics(self) -> None:
         self._evicted = Counter(
@@ -220,6 +239,27 @@ class Telemetry(Observer):
         if took_effect:
             self._reload_success.set(self._clock.now())
 
+    def served(self) -> dict[str, Served]:
+        """Return what each registry has answered since the start."""
+        return self._tallies.served()
+
+    @property
+    def totals(self) -> Totals:
+        """What has been done since the start, up to now."""
+        return replace(self._totals, registries=self.served())
+
+    def known(self, savings: Savings) -> Known:
+        """Return what an overview is made of, together with `savings`."""
+        return Known(
+            last_success=self._totals.upstream_last_success,
+            blobs=self._held.get("blobs"),
+            index_files=self._held.get("index", (0, 0, 0))[0],
+            disk_refused_at=self._totals.last_store_failure,
+            saved_since=savings.since,
+            saved_today=savings.today,
+            saved_ever=savings.ever,
+        )
+
     def watch_flights(self, flights: Callable[[], int]) -> None:
         """Let the gauge of running fetches ask `flights` when it is read."""
         gauge = Gauge("holdfast_flights", "Fetches running now", registry=self._registry)
@@ -239,6 +279,7 @@ class Telemetry(Observer):
 
     def set_cache(self, tier: str, *, used: int, entries: int | None, limit: int | None) -> None:
         """Set what one tier of the cache holds; what does not apply to it is None."""
+        self._held[tier] = (entries or 0, used, limit or 0)
         self._cache["bytes"].labels(tier).set(used)
         if entries is not None:
             self._cache["entries"].labels(tier).set(entries)
@@ -273,7 +314,6 @@ class Telemetry(Observer):
                     actual=event.actual,
                 )
             case StoreFailed():
-                self._store_failures.inc()
                 self._store_failed(event)
             case Evicted():
                 self._evicted.labels(event.reason).inc(event.freed_bytes)
@@ -305,6 +345,9 @@ class Telemetry(Observer):
 
     def _store_failed(self, event: StoreFailed) -> None:
         """Say that the disk is in trouble once a minute, not at every request."""
+        self._store_failures.inc()
+        self._totals.store_failures += 1
+        self._totals.last_store_failure = self._clock.now()
         now = self._clock.monotonic()
         said_at, unsaid = self._store_trouble
         if said_at is not None and now - said_at < _STORE_TROUBLE_SAID_EVERY_S:
@@ -316,10 +359,6 @@ class Telemetry(Observer):
 
     def _request(self, event: RequestServed) -> None:
         self._tallies.count(event)
-        totals = self.totals.registries[event.registry]
-        totals.requests += 1
-        totals.sent_bytes += event.sent_bytes
-        totals.served_from_here += event.how in _SERVED_FROM_HERE
         if logger.isEnabledFor(logging.DEBUG):
             _say(
                 logging.DEBUG,
@@ -351,13 +390,15 @@ class Telemetry(Observer):
         self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
         self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
         self._came(event)
-        self.totals.upstream_requests[event.upstream] += 1
+        self._totals.upstream_requests[event.upstream] += 1
         if event.outcome in ("found", "unchanged", "absent"):
-            self._last_success[event.upstream].set(self._clock.now())
+            now = self._clock.now()
+            self._totals.upstream_last_success[event.upstream] = now
+            self._last_success[event.upstream].set(now)
 
     def _came(self, event: UpstreamAsked | UpstreamReceived) -> None:
         self._received[event.upstream, event.kind].inc(event.received_bytes)
-        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
+        self._totals.upstream_received_bytes[event.upstream] += event.received_bytes
 
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""

@@ -5,20 +5,16 @@ Plain numbers beside the metrics, because a counter of prometheus_client is not 
 
 from dataclasses import dataclass, field
 
-
-@dataclass(slots=True)
-class RegistryTotals:
-    """What one registry has done since the start."""
-
-    requests: int = 0
-    served_from_here: int = 0
-    sent_bytes: int = 0
+from proxy.core.savings import Served
 
 
 @dataclass(slots=True)
 class Totals:
-    """What has been done since the start, for `stats`."""
+    """What has been done since the start, for `stats`. Times are Unix times."""
 
-    registries: dict[str, RegistryTotals] = field(default_factory=dict)
+    registries: dict[str, Served] = field(default_factory=dict)
     upstream_received_bytes: dict[str, int] = field(default_factory=dict)
     upstream_requests: dict[str, int] = field(default_factory=dict)
+    upstream_last_success: dict[str, float | None] = field(default_factory=dict)
+    store_failures: int = 0
+    last_store_failure: float | None = None

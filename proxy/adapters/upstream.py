@@ -9,6 +9,7 @@ Not here: retries and health (`proxy.service.source`), and any knowledge of what
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -22,17 +23,23 @@ from yarl import URL
 
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.decoding import BodyTooLarge, UndecodableBody, decoder_for
-from proxy.adapters.egress import Egress, ForbiddenByGuard
+from proxy.adapters.egress import Egress
+from proxy.adapters.upstream_failures import (
+    TRANSIENT_STATUSES,
+    Way,
+    doubts_about,
+    failure_of,
+    led_astray,
+    refused_by_proxy,
+    timed_out,
+)
 from proxy.core.addresses import Origin
 from proxy.core.answers import NO_VALIDATORS, Absent, Answer, Found, Unchanged, Validators
 from proxy.core.failures import (
-    ForbiddenAddress,
     Misbehaved,
     Offline,
     TimedOut,
     Troubled,
-    Unreachable,
-    UpstreamFailure,
 )
 from proxy.core.retry import parse_retry_after
 from proxy.ports import ApiAnswer, CrateBody, Upstream
@@ -41,7 +48,6 @@ from proxy.ports import ApiAnswer, CrateBody, Upstream
 _NOT_IN_A_URL: Final = re.compile(r"[\x00-\x20\x7f]")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_MAX: Final = 5
-_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _API_MAX_BYTES: Final = 4 * 1024 * 1024
 _API_TIMEOUT_S: Final = 15.0
 # The slowest body that is still worth a connection: a ceiling in seconds for every read.
@@ -95,6 +101,9 @@ class HttpUpstream(Upstream):
         if validators.last_modified is not None:
             headers["If-Modified-Since"] = validators.last_modified
         url = self._terms.index_url + path
+        if url.startswith("http:") and self._way(url).proxy is not None:
+            # A forward proxy that caches would answer for as long as the upstream's max-age.
+            headers["Cache-Control"] = "max-age=0"
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
                 await stack.enter_async_context(self._egress.turns.for_index())
@@ -179,7 +188,7 @@ class HttpUpstream(Upstream):
             try:
                 url = urljoin(url, location)
             except ValueError:
-                raise self._led_astray() from None
+                raise led_astray(self.name) from None
         raise Misbehaved(f"{self.name}: more than {_REDIRECTS_MAX} redirects")
 
     async def _send(
@@ -187,11 +196,11 @@ class HttpUpstream(Upstream):
     ) -> aiohttp.ClientResponse:
         sent = {"User-Agent": self._terms.user_agent, **headers}
         if _NOT_IN_A_URL.search(url) is not None:
-            raise self._led_astray()
+            raise led_astray(self.name)
         try:
             origin = Origin.of(url)
         except ValueError:
-            raise self._led_astray() from None
+            raise led_astray(self.name) from None
         if origin != self._own:
             return await self._send_once(stack, url, sent, new_connection=new_connection)
         token = self._credentials.value
@@ -209,23 +218,27 @@ class HttpUpstream(Upstream):
     ) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout(self._terms.first_byte_timeout_s):
-                return await stack.enter_async_context(
+                response = await stack.enter_async_context(
                     self._egress.get(URL(url, encoded=True), sent, new_connection=new_connection)
                 )
         except TimeoutError:
-            raise self._timed_out() from None
+            raise self._timed_out(url) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._failure(error) from None
+            raise failure_of(error, self._way(url)) from None
+        refusal = refused_by_proxy(self._way(url), response)
+        if refusal is not None:
+            raise refusal
+        return response
 
     def _require_ok(self, response: aiohttp.ClientResponse) -> None:
         status = response.status
         if status == 200:  # noqa: PLR2004 - OK
             return
-        hint = " (are its credentials right?)" if status in (401, 403, 407) else ""
+        doubts = doubts_about(status, response.url.scheme, self._way(str(response.url)))
         raise Troubled(
-            f"{self.name} answered {status}{hint}",
+            f"{self.name} answered {status}{doubts}",
             status=status,
-            transient=status in _TRANSIENT_STATUSES,
+            transient=status in TRANSIENT_STATUSES,
             retry_after_s=parse_retry_after(response.headers.get("Retry-After"), time.time()),  # noqa: TID251 - a date is compared with the date
         )
 
@@ -257,7 +270,7 @@ class HttpUpstream(Upstream):
             decoder = decoder_for(response.headers.get("Content-Encoding"), max_bytes)
             async for chunk in response.content.iter_any():
                 if loop.time() > deadline:
-                    raise self._timed_out()
+                    raise self._timed_out(str(response.url))
                 for part in decoder.feed(chunk):
                     yield part
             decoder.finish()
@@ -266,44 +279,18 @@ class HttpUpstream(Upstream):
         except UndecodableBody as problem:
             raise Misbehaved(f"{self.name}: {problem}") from None
         except TimeoutError:
-            raise self._timed_out() from None
+            raise self._timed_out(str(response.url)) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failure(error) from None
+            raise failure_of(error, self._way(str(response.url))) from None
 
-    def _led_astray(self) -> Misbehaved:
-        return Misbehaved(f"{self.name}: it leads to what is no http(s) address")
+    def _way(self, url: str) -> Way:
+        proxy = None
+        with contextlib.suppress(ValueError):
+            proxy = self._egress.proxy_for(URL(url, encoded=True))
+        return Way(self.name, proxy, shows_certificate=self._egress.shows_certificate)
 
-    def _timed_out(self) -> TimedOut:
-        return TimedOut(f"{self.name} did not answer in time")
-
-    def _failure(self, error: Exception) -> UpstreamFailure:
-        """Say in the port's words what aiohttp or the socket said."""
-        forbidden = _forbidden_in(error)
-        if forbidden is not None:
-            return ForbiddenAddress(f"{self.name}: {forbidden}")
-        match error:
-            case aiohttp.ServerTimeoutError():
-                return self._timed_out()
-            case aiohttp.ClientSSLError() | aiohttp.ClientConnectorCertificateError():
-                return Unreachable(f"{self.name}: TLS failed: {_one_line(error)}")
-            case aiohttp.ClientConnectorError():
-                return Unreachable(f"{self.name} cannot be reached: {_one_line(error.os_error)}")
-            case aiohttp.ClientHttpProxyError():
-                return Troubled(
-                    f"the proxy on the way to {self.name} answered {error.status}",
-                    status=error.status,
-                    transient=error.status in _TRANSIENT_STATUSES,
-                )
-            case aiohttp.ClientPayloadError():
-                return Unreachable(f"{self.name} broke off in the middle of a body")
-            case aiohttp.ClientResponseError():
-                # Its text has the whole URL in it, and that may be a presigned one.
-                said = " ".join(error.message.split())[:200]
-                return Misbehaved(f"{self.name} does not speak HTTP: {said}")
-            case aiohttp.InvalidURL() | ValueError():
-                return self._led_astray()
-            case _:
-                return Unreachable(f"{self.name} broke off: {_one_line(error)}")
+    def _timed_out(self, url: str | None = None) -> TimedOut:
+        return timed_out(self._way(self._terms.index_url if url is None else url))
 
 
 class _HttpCrateBody(CrateBody):
@@ -375,20 +362,6 @@ class _Refusal(AbstractAsyncContextManager[CrateBody | Absent]):
         return None
 
 
-def _forbidden_in(error: BaseException) -> str | None:
-    """Find the address guard's objection in what aiohttp made of it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ForbiddenByGuard):
-            return str(seen)
-        if isinstance(seen, aiohttp.ClientConnectorError):
-            inner = seen.os_error
-            if isinstance(inner, ForbiddenByGuard):
-                return str(inner)
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
 def _with_token(headers: Mapping[str, str], token: str | None) -> Mapping[str, str]:
     return headers if token is None else {**headers, "Authorization": token}
 
@@ -398,8 +371,3 @@ def _sendable(validator: str | None) -> str | None:
     if validator is None or not (validator.isascii() and validator.isprintable()):
         return None
     return validator
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]

@@ -82,10 +82,15 @@ class AddressGuard:
             return None
         return f"{host} ({plain}) is a private address; allow_hosts may list it"
 
+    def names(self, host: str) -> bool:
+        """Tell whether the operator named this very host: the index's own, or one of the list."""
+        named = (self.own.host, *self.allow_hosts)
+        return host.rstrip(".").lower() in {each.lower() for each in named}
+
     def _is_allowed(self, host: str, address: Address) -> bool:
+        if self.names(host):
+            return True
         for entry in self.allow_hosts:
-            if entry.lower() == host.rstrip(".").lower():
-                return True
             try:
                 network = ip_network(entry, strict=False)
             except ValueError:

@@ -27,9 +27,18 @@ class UpstreamFailure(Exception):
 
 
 class Unreachable(UpstreamFailure):
-    """No connection, a reset, a truncated body: the network or the server broke off."""
+    """No connection, a reset, a truncated body: the network or the server broke off.
+
+    Not transient where the way is barred rather than broken: a forward proxy that says no.
+    """
 
     outcome = "unreachable"
+
+    def __init__(
+        self, message: str, *, transient: bool = True, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.transient = transient
 
 
 class TimedOut(UpstreamFailure):

@@ -1,4 +1,4 @@
-"""Which content coding a client takes: RFC 9110 section 12.5.3, for gzip alone."""
+"""What a client takes: gzip or not (RFC 9110 section 12.5.3), HTML or not (section 12.5.1)."""
 
 from functools import lru_cache
 
@@ -27,3 +27,12 @@ def _weight(parameters: str) -> float:
         return float(value.strip())
     except ValueError:
         return 0.0
+
+
+def asks_for_html(accept: str | None) -> bool:
+    """Tell whether an Accept header names HTML, as browsers do; `*/*` is what tools say."""
+    for item in (accept or "").split(","):
+        media, _, parameters = item.partition(";")
+        if media.strip().lower() == "text/html":
+            return _weight(parameters.rpartition(";")[2]) > 0
+    return False

@@ -19,11 +19,20 @@ class BadOperation(ValueError):
 
 
 class Operations:
-    """What may be asked of a cache. `used` tells what was done since the start, if it serves."""
+    """What may be asked of a cache.
 
-    def __init__(self, housekeeping: Housekeeping, used: Callable[[], Json | None]) -> None:
+    `used` tells what was done since the start, if it serves; `saved` what the cache has saved.
+    """
+
+    def __init__(
+        self,
+        housekeeping: Housekeeping,
+        used: Callable[[], Json | None],
+        saved: Callable[[], Json],
+    ) -> None:
         self._housekeeping = housekeeping
         self._used = used
+        self._saved = saved
 
     async def perform(self, name: str, arguments: Mapping[str, object], report: Report) -> Json:
         """Do one operation. Raises BadOperation, NoSuchRegistry, StoreFailure."""
@@ -35,7 +44,8 @@ class Operations:
             case "purge":
                 return await self._purge(arguments, report)
             case "stats":
-                return {"stored": asdict(await self._housekeeping.stats()), "used": self._used()}
+                stored = asdict(await self._housekeeping.stats())
+                return {"stored": stored, "used": self._used(), "saved": self._saved()}
             case _:
                 raise BadOperation(f"there is no operation {name!r}")
 

@@ -24,6 +24,7 @@ HANDSHAKE_TIMEOUT_S: Final = 15.0
 _BACKLOG: Final = 1024
 _TURNS_TO_CLOSE: Final = 3
 _KEEP_ALIVE_S: Final = 75.0
+_EVERYWHERE: Final = "::"
 
 
 class Entrance:
@@ -62,11 +63,17 @@ class Entrance:
         """Make the application ready."""
         await self._runner.setup()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Listen on one address; returns the port, the kernel's choice for 0. Raises OSError."""
+    async def listen(self, host: str, port: int, *, both_families: bool = False) -> int:
+        """Listen on one address; returns the port, the kernel's choice for 0. Raises OSError.
+
+        `both_families` makes `::` take IPv4 clients too, if the system can.
+        """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = both_families and host == _EVERYWHERE and socket.has_dualstack_ipv6()
         try:
-            listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            listener = socket.create_server(
+                (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+            )
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while ")[0]
             shown = f"[{host}]" if ":" in host else host

@@ -4,14 +4,14 @@ Health never depends on an upstream: a proxy that is taken out of service in an 
 one thing that it is there for. Readiness says whether requests can be answered at all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 
 from aiohttp import hdrs, web
 
-from proxy import version
+from proxy.core.negotiation import asks_for_html
 from proxy.web import replies
+from proxy.web.start_page import POLICY, StartPage
 
 
 @dataclass(slots=True)
@@ -29,17 +29,17 @@ class Pages:
         self,
         readiness: Readiness,
         metrics: Callable[[], tuple[bytes, str]],
-        registries: Sequence[str],
+        start: StartPage,
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics
-        self._registries = tuple(registries)
+        self._start = start
 
-    async def answer(self, path: str, base_url: str) -> web.Response:
+    async def answer(self, path: str, base_url: str, accept: str | None) -> web.Response:
         """Answer for one of the pages; `path` is `/` or begins with `/-/`."""
         match path:
             case "/":
-                return self._start(base_url)
+                return self._start_page(base_url, is_html=asks_for_html(accept))
             case "/-/healthz":
                 return replies.plain(200, "ok")
             case "/-/readyz":
@@ -55,33 +55,18 @@ class Pages:
             case _:
                 return replies.plain(404, "no such page")
 
-    def _start(self, base_url: str) -> web.Response:
-        registries = "".join(
-            f"<li><code>sparse+{escape(base_url)}/{escape(name)}/index/</code></li>"
-            for name in self._registries
-        )
-        paste = (
-            '[source.crates-io]\nreplace-with = "holdfast"\n\n[registries.holdfast]\n'
-            f'index = "sparse+{base_url}/crates-io/index/"\n'
-        )
-        status = "ready" if self._readiness.ready else self._readiness.reason
-        page = (
-            "<!doctype html><html lang=en><meta charset=utf-8><title>Holdfast</title>"
-            "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;"
-            "padding:0 1rem}pre{background:#f4f4f4;padding:1rem;overflow:auto}</style>"
-            f"<h1>Holdfast {escape(version.VERSION)}</h1>"
-            "<p>A caching proxy for Cargo registries. Put this into "
-            "<code>$CARGO_HOME/config.toml</code>:</p>"
-            f"<pre>{escape(paste)}</pre><p>Registries here:</p><ul>{registries}</ul>"
-            f"<p>Status: {escape(status)}.</p>"
-        )
+    def _start_page(self, base_url: str, *, is_html: bool) -> web.Response:
+        status = "" if self._readiness.ready else self._readiness.reason
+        write = self._start.html if is_html else self._start.text
         return web.Response(
-            text=page,
-            content_type="text/html",
+            text=write(base_url, status),
+            content_type="text/html" if is_html else "text/plain",
             headers={
                 hdrs.SERVER: replies.SERVER,
                 hdrs.CACHE_CONTROL: "no-store",
-                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+                hdrs.VARY: hdrs.ACCEPT,
+                "Content-Security-Policy": POLICY,
+                "Referrer-Policy": "no-referrer",
                 "X-Content-Type-Options": "nosniff",
             },
         )

@@ -260,12 +260,12 @@ class Rim:
             return _only_read_here()
         if path != "/":
             # Probes and scrapes come by an address of their own, whatever names are served here.
-            return await self._pages.answer(path, "")
+            return await self._pages.answer(path, "", None)
         try:
             base = base_url(_reached(request), self._addresses)
         except BadHost as problem:
             return replies.plain(400, str(problem), How.REFUSED)
-        return await self._pages.answer(path, base)
+        return await self._pages.answer(path, base, replies.all_lines(request, hdrs.ACCEPT))
 
     def _directions(self) -> str:
         known = ", ".join(sorted(self._registries))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.adapters.cache_dir import FORMAT_VERSION, CacheDirectory, CacheInUse, CacheTooNew
+from proxy.adapters.cache_dir import OURS, CacheDirectory, CacheInUse, CacheTooNew, Format
 from proxy.core.failures import StoreFailure
 
 HOLDER = """
@@ -126,9 +126,17 @@ def test_a_lock_file_without_a_number_is_still_a_lock(tmp_path: Path, content: s
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"2\n", 2),
-        (b"2", 2),
-        (b"999\n", 999),
+        (b"2\n", Format(2)),
+        (b"2", Format(2)),
+        (b"2.0\n", Format(2)),
+        (b"999\n", Format(999)),
+        (b"1.2\n", Format(1, 2)),
+        (b"1.10\n", Format(1, 10)),
+        (b"1.\n", None),
+        (b".1\n", None),
+        (b"1.01\n", None),
+        (b"1.1.0\n", None),
+        (b"1.-1\n", None),
         (b"", None),
         (b"0\n", None),
         (b"-1\n", None),
@@ -144,7 +152,7 @@ def test_a_lock_file_without_a_number_is_still_a_lock(tmp_path: Path, content: s
     ],
 )
 def test_a_format_that_we_do_not_know_is_refused_and_nothing_is_touched(
-    tmp_path: Path, content: bytes, found: int | None
+    tmp_path: Path, content: bytes, found: Format | None
 ) -> None:
     (tmp_path / "format").write_bytes(content)
     (tmp_path / "blobs").mkdir()
@@ -166,9 +174,47 @@ def test_a_format_that_is_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_format_without_its_line_end_is_known(tmp_path: Path) -> None:
-    (tmp_path / "format").write_bytes(b"%d" % FORMAT_VERSION)
+    (tmp_path / "format").write_text(f"{OURS}")
     with CacheDirectory(tmp_path):
-        assert (tmp_path / "format").read_bytes() == b"%d" % FORMAT_VERSION
+        assert (tmp_path / "format").read_text() == f"{OURS}"
+
+
+@pytest.mark.parametrize("found", [b"1.1\n", b"1.1", b"1.0\n"])
+def test_a_format_that_this_one_can_live_with_is_used_and_left_standing(
+    tmp_path: Path, found: bytes
+) -> None:
+    (tmp_path / "format").write_bytes(found)
+    with CacheDirectory(tmp_path, Format(1)):
+        pass
+    assert (tmp_path / "format").read_bytes() == found
+
+
+@pytest.mark.parametrize(
+    ("found", "ours", "then"),
+    [
+        ("1", Format(1, 1), "1.1\n"),
+        ("1", Format(1, 7), "1.7\n"),
+        ("1.3", Format(2), "2\n"),
+        ("2", Format(4, 2), "4.2\n"),
+    ],
+)
+def test_an_older_format_becomes_ours_and_what_is_there_stays(
+    tmp_path: Path, found: str, ours: Format, then: str
+) -> None:
+    (tmp_path / "format").write_text(f"{found}\n")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "one").write_bytes(b"theirs")
+    with CacheDirectory(tmp_path, ours):
+        assert (tmp_path / "format").read_text() == then
+        assert (tmp_path / "blobs" / "one").read_bytes() == b"theirs"
+
+
+def test_one_minor_step_ahead_is_used_and_two_are_not() -> None:
+    ours = Format(2, 3)
+    used = [Format(1, 99), Format(2), Format(2, 3), Format(2, 4)]
+    assert [ours.may_use(found) for found in used] == [True] * 4
+    assert not ours.may_use(Format(2, 5))
+    assert not ours.may_use(Format(3))
 
 
 def test_a_directory_with_strangers_in_it_is_taken_and_they_are_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.adapters.state_store import SCHEMA_VERSION, SqliteStateStore
+from proxy.adapters.state_store import _LADDER, SCHEMA_VERSION, SqliteStateStore
 from proxy.core.failures import StoreFailure
 from proxy.ports import Tombstone
 
@@ -63,6 +63,37 @@ async def test_a_file_of_another_version_is_refused_by_name_and_left_as_it_is(
     assert f"knows {SCHEMA_VERSION}" in message
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.db"]
+
+
+@pytest.mark.parametrize("oldest", [SCHEMA_VERSION + 1, None, "1"])
+async def test_a_newer_file_that_does_not_name_our_schema_is_refused(
+    tmp_path: Path, oldest: object
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 2}")
+        database.execute("CREATE TABLE compatible (oldest)")
+        if oldest is not None:
+            database.execute("INSERT INTO compatible VALUES (?)", (oldest,))
+        database.commit()
+    before = (tmp_path / "state.db").read_bytes()
+    with pytest.raises(StoreFailure, match="written by a newer one"):
+        await SqliteStateStore(tmp_path).open()
+    assert (tmp_path / "state.db").read_bytes() == before
+
+
+async def test_a_step_that_only_adds_is_taken_back_and_forth(tmp_path: Path) -> None:
+    ladder = (*_LADDER, ("CREATE TABLE tomorrow (x)", "INSERT INTO tomorrow VALUES (7)"))
+    removed = []
+    for number, steps in enumerate((_LADDER, ladder, _LADDER, ladder)):
+        store = await SqliteStateStore(tmp_path, steps).open()
+        await store.removed("crates-io", f"name-{number}", float(number))
+        removed.append(f"name-{number}")
+        assert sorted(tomb.name for tomb in await store.tombstones()) == removed
+        await store.close()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (len(ladder),)
+        assert database.execute("SELECT * FROM tomorrow").fetchall() == [(7,)]
+        assert database.execute("SELECT * FROM compatible").fetchall() == [(1,)]
 
 
 async def test_a_migration_that_was_interrupted_is_made_good(tmp_path: Path) -> None:

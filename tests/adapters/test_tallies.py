@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 
 from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
 from proxy.core.events import How, Kind, RequestServed
+from proxy.core.savings import saves_bytes, saves_request
 
 REGISTRIES = ("crates-io", "house")
 # Dashboards are written for these: a bound that moves breaks them.
@@ -45,12 +46,18 @@ def by_the_library(events: list[RequestServed], ages_s: list[float]) -> Samples:
     sent = Counter("holdfast_sent_bytes", "a", labels[:2], registry=registry)
     name = "holdfast_request_duration_seconds"
     durations = Histogram(name, "a", labels[1:3], registry=registry, buckets=DURATION_BUCKETS_S)
+    saved = Counter("holdfast_saved_requests", "a", labels[:1], registry=registry)
+    saved_bytes = Counter("holdfast_saved_bytes", "a", labels[:1], registry=registry)
     age = Histogram("holdfast_served_age_seconds", "a", registry=registry, buckets=AGES_S)
     for event in events:
         status = f"{event.status // 100}xx"
         requests.labels(event.registry, event.kind.value, event.how.value, status).inc()
         sent.labels(event.registry, event.kind.value).inc(event.sent_bytes)
         durations.labels(event.kind.value, event.how.value).observe(event.duration_s)
+        if saves_request(event.how):
+            saved.labels(event.registry).inc()
+        if saves_bytes(event.how):
+            saved_bytes.labels(event.registry).inc(event.sent_bytes)
     for each in ages_s:
         age.observe(each)
     return samples(registry.collect())
@@ -78,5 +85,6 @@ def test_what_is_told_is_what_the_library_would_have_counted(
 def test_every_label_set_is_there_before_anything_is_counted() -> None:
     told = samples(Tallies(REGISTRIES).collect())
     requests = [labels for name, labels in told if name == "holdfast_requests_total"]
-    assert len(requests) == len(REGISTRIES) * len(Kind) * len(How) * 4
+    # One more is for what leads to no registry.
+    assert len(requests) == len(REGISTRIES) * len(Kind) * len(How) * 4 + 1
     assert set(told.values()) == {0.0}

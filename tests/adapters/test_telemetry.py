@@ -25,6 +25,7 @@ from proxy.core.events import (
     UpstreamReceived,
     UpstreamRecovered,
 )
+from proxy.core.savings import Served
 from tests.world.clock import ManualClock
 
 # The contract's list, without the prefix.
@@ -32,6 +33,9 @@ CONTRACT = {
     "requests_total": ("registry", "kind", "how", "status"),
     "request_duration_seconds": ("kind", "how"),
     "sent_bytes_total": ("registry", "kind"),
+    "saved_requests_total": ("registry",),
+    "saved_bytes_total": ("registry",),
+    "log_lines_dropped_total": (),
     "upstream_requests_total": ("upstream", "kind", "outcome"),
     "upstream_duration_seconds": ("upstream", "kind"),
     "upstream_received_bytes_total": ("upstream", "kind"),
@@ -135,6 +139,18 @@ def test_a_request_is_counted_by_all_its_labels(telemetry: Telemetry) -> None:
     assert telemetry.totals.registries["all"].requests == 0
 
 
+def test_what_was_saved_is_counted_by_the_way_an_answer_was_come_by(telemetry: Telemetry) -> None:
+    for how in How:
+        telemetry.observe(SERVED._replace(how=how, status=200, sent_bytes=1000))
+    # hit, stale, coalesced, negative; and the bodies of hit, stale, coalesced, revalidated.
+    assert value(telemetry, "saved_requests_total", registry="crates-io") == 4
+    assert value(telemetry, "saved_bytes_total", registry="crates-io") == 4000
+    assert value(telemetry, "saved_bytes_total", registry="all") == 0
+    assert telemetry.served()["crates-io"] == Served(
+        requests=9, served_from_here=4, sent_bytes=9000, saved_requests=4, saved_bytes=4000
+    )
+
+
 def test_what_came_from_upstream_is_counted_whether_it_succeeded_or_not(
     telemetry: Telemetry,
 ) -> None:
@@ -153,8 +169,10 @@ def test_only_an_answer_is_a_success(telemetry: Telemetry) -> None:
 
     telemetry.observe(UpstreamAsked("crates-io", Kind.INDEX, "timeout", 0.5, 0))
     assert last() == 0
+    assert telemetry.totals.upstream_last_success == {"crates-io": None}
     telemetry.observe(UpstreamAsked("crates-io", Kind.INDEX, "absent", 0.5, 0))
     assert last() == ManualClock().now()
+    assert telemetry.totals.upstream_last_success == {"crates-io": ManualClock().now()}
 
 
 def test_gauges_ask_when_they_are_read(telemetry: Telemetry) -> None:

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from proxy.adapters.client_tls import CertificateRefused
 from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import (
-    CertificateRefused,
     Egress,
     EgressTerms,
     ForbiddenByGuard,
@@ -1210,8 +1210,8 @@ async def test_no_forward_proxy_is_sent_to_a_forbidden_literal(
         assert forwarder.count() == 0
 
 
-@pytest.mark.parametrize(("status", "transient"), [(502, True), (503, True), (407, False)])
-async def test_a_forward_proxy_that_cannot_connect_is_an_outage(
+@pytest.mark.parametrize(("status", "transient"), [(502, True), (403, False), (407, False)])
+async def test_a_forward_proxy_that_refuses_is_the_upstream_out_of_reach(
     before: Before, status: int, transient: bool
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -1221,17 +1221,67 @@ async def test_a_forward_proxy_that_cannot_connect_is_an_outage(
         await writer.drain()
 
     async with listening(refuse) as port:
-        ours = before("https://packages.invalid", proxy=f"http://127.0.0.1:{port}")
-        with pytest.raises(Troubled) as caught:
+        address = f"http://127.0.0.1:{port}"
+        ours = before("https://packages.invalid", proxy=address)
+        with pytest.raises(
+            Unreachable, match=rf"upstreams\.company\.proxy\) answered {status}"
+        ) as e:
             await index_of_serde(ours)
-    assert (caught.value.status, caught.value.transient) == (status, transient)
+    assert address in str(e.value)
+    assert (e.value.transient, e.value.failing) == (transient, True)
 
 
-async def test_a_forward_proxy_that_is_away_is_an_outage(before: Before) -> None:
+@pytest.mark.parametrize("field", ["Proxy-Status: proxy.corp; error=http_request_denied", None])
+@pytest.mark.parametrize("status", [403, 404, 407])
+async def test_what_a_forward_proxy_says_of_its_own_is_no_word_of_the_upstreams(
+    before: Before, status: int, field: str | None
+) -> None:
+    """It speaks in the upstream's place; where it does not say so, only 407 gives it away."""
+    headers = () if field is None else (("Proxy-Status", field.partition(": ")[2]),)
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(Reply(status, b"no", headers).framed_head() + b"no")
+        await writer.drain()
+
+    async with listening(refuse) as port:
+        ours = before("http://packages.invalid", proxy=f"http://127.0.0.1:{port}")
+        asking = ours.index_file(INDEX_PATH, NO_VALIDATORS)
+        if field is None and status == 404:
+            assert await asking == Absent(404)
+            return
+        own = Unreachable if field is not None or status == 407 else Troubled
+        with pytest.raises(own, match=r"the proxy http://127.*upstreams\.company\.proxy"):
+            await asking
+
+
+async def test_a_forward_proxy_that_is_away_is_an_outage_and_may_have_a_private_name(
+    before: Before,
+) -> None:
     with trap_at("127.0.0.1") as trap:
-        address = f"http://127.0.0.1:{trap.port}"
-    with pytest.raises(Unreachable):
+        address = f"http://localhost:{trap.port}"
+    with pytest.raises(Unreachable, match=rf"the proxy {address} .*cannot be reached: "):
         await index_of_serde(before("https://packages.invalid", proxy=address))
+
+
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "::"])
+async def test_a_variable_that_names_no_proxy_is_an_outage_that_names_the_variable(
+    before: Before, upstream: RegistryServer, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("http_proxy", value)
+    with pytest.raises(Unreachable, match="HTTP_PROXY of the environment") as caught:
+        await index_of_serde(before(upstream.url))
+    assert not caught.value.transient
+    assert upstream.connections() == 0
+
+
+async def test_a_proxy_of_the_environment_needs_no_scheme(
+    before: Before, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(SERDE)
+    with RegistryServer(Forwarder(registry)) as forwarder:
+        monkeypatch.setenv("http_proxy", forwarder.url.removeprefix("http://"))
+        assert await index_of_serde(before("http://packages.invalid")) == registry.index("serde")
 
 
 # Offline

@@ -30,3 +30,13 @@ def test_the_lines_of_config_cargo_lead_cargo_through_the_proxy(
     home = desk.configured_home(lines)
     home.run(desk.project('wanted = "1"'), "fetch").succeeded()
     assert upstream.count("/crates/*") == 1
+
+
+def test_the_start_page_as_a_tool_gets_it_is_a_file_that_leads_cargo_through_the_proxy(
+    desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch
+) -> None:
+    registry.publish(Package("wanted"))
+    proxy = launch({"crates-io": upstream})
+    home = desk.configured_home(proxy.get("/").body.decode())
+    home.run(desk.project('wanted = "1"'), "fetch").succeeded()
+    assert upstream.count("/crates/*") == 1

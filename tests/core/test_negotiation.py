@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.negotiation import accepts_gzip
+from proxy.core.negotiation import accepts_gzip, asks_for_html
 from tests.core import strategies as our
 
 
@@ -85,3 +85,24 @@ def test_its_own_weight_counts_and_then_that_of_the_wildcard(
 @given(our.any_text)
 def test_no_header_raises_or_is_consent_without_naming_gzip_or_everything(header: str) -> None:
     assert not accepts_gzip(header) or "gzip" in header.lower() or "*" in header
+
+
+@pytest.mark.parametrize(
+    ("accept", "asks"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("application/json, Text/HTML ;q=0.5", True),
+        ("text/html;level=1;q=0.1", True),
+        ("text/html;q=0", False),
+        ("text/html;q=0.000,*/*", False),
+        ("*/*", False),
+        ("text/*", False),
+        ("text/plain", False),
+        ("text/htmlx", False),
+        ("", False),
+        (",;,;q=", False),
+        (None, False),
+    ],
+)
+def test_html_is_for_who_names_it(accept: str | None, asks: bool) -> None:
+    assert asks_for_html(accept) is asks

@@ -184,9 +184,9 @@ def _connections() -> Iterator[Case]:
 
 
 def _statuses() -> Iterator[Case]:
-    credentials = " (are its credentials right?)"
+    credentials = " (is upstreams.crates-io.token right?)"
     for code in (400, 401, 403, 405, 407, 408, 418, 429, 500, 501, 502, 503, 504, 507):
-        hint = credentials if code in (401, 403, 407) else ""
+        hint = credentials if code in (401, 403) else ""
         yield _everywhere(f"answers {code}", faults.status(code), outage(f"answered {code}{hint}"))
     yield _everywhere(
         "answers 429 with `Retry-After: 1`",

@@ -179,6 +179,7 @@ def test_what_was_found_bad_is_set_aside_and_counted(
     assert proxy.get(crate_url(registry, "wanted")).body == registry.crate("wanted", "1.0.0")
     assert proxy.metric("integrity_failures_total", where="disk") == 1
     assert (proxy.cache_dir / "quarantine" / digest).read_bytes() == zeros
+    proxy.stop()
     errors = [line for line in proxy.log() if line["level"] == "error"]
     assert [(line["where"], line["expected"]) for line in errors] == [("disk", digest)]
 

@@ -368,7 +368,7 @@ async def test_who_holds_a_lock_file_of_a_purged_version_gets_it_from_the_upstre
 
 async def test_operations_are_data_in_and_data_out(scene: Scene) -> None:
     office = await filled(scene)
-    operations = Operations(office.housekeeping, lambda: {"requests": 7})
+    operations = Operations(office.housekeeping, lambda: {"requests": 7}, lambda: {"day": "today"})
     report = office.progress.append
     verified = await operations.perform("verify", {}, report)
     assert (verified["blobs_checked"], verified["faults"]) == (3, [])
@@ -403,7 +403,7 @@ async def test_what_is_no_operation_does_nothing(
     scene: Scene, name: str, arguments: dict[str, object]
 ) -> None:
     office = await filled(scene)
-    operations = Operations(office.housekeeping, lambda: None)
+    operations = Operations(office.housekeeping, lambda: None, dict)
     with pytest.raises(BadOperation):
         await operations.perform(name, arguments, office.progress.append)
     assert len(scene.blobs.blobs) == 3

@@ -20,7 +20,7 @@ from proxy.config import Overrides, load
 from proxy.web.entrance import Entrance
 from proxy.web.hot import HotPath
 from proxy.web.http2.limits import Http2Limits
-from proxy.web.pages import Pages, Readiness
+from proxy.web.pages import Readiness
 from tests.world.holdfast import toml
 from tests.world.server import RegistryServer
 
@@ -62,7 +62,7 @@ async def doorstep(
     settings = load(file, {}, Overrides())
     async with compose.house(settings, serving=True) as rooms:
         readiness = Readiness(ready=True, reason="")
-        pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
+        pages = serving.pages_of(settings, rooms, readiness)
         hot = HotPath(
             rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry
         )

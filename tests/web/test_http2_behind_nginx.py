@@ -11,11 +11,8 @@ shows it, and that naming nginx in `server.trusted_proxies`, or `server.h2c = fa
 """
 
 import asyncio
-import shutil
-import socket
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,7 @@ import pytest
 from tests.web import http11
 from tests.web.doorstep import doorstep
 from tests.world import http2
+from tests.world.nginx import nginx
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer, bound_socket
 
@@ -68,36 +66,13 @@ UNKNOWABLE = [
 ]
 
 
-@pytest.fixture
-def nginx() -> str:
-    unpacked = Path(sys.prefix) / "servers/usr/sbin"
-    path = f"/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:{unpacked}"
-    found = shutil.which("nginx", path=path)
-    if found is None:
-        pytest.fail(
-            "these tests are about nginx: `make test` fetches it, or install the package nginx"
-        )
-    return found
-
-
-@asynccontextmanager
-async def fronted(
-    nginx: str, root: Path, upstream_port: int, fields: Sequence[str]
-) -> AsyncIterator[int]:
+@contextmanager
+def fronted(root: Path, upstream_port: int, fields: Sequence[str]) -> Iterator[int]:
     """Run nginx in front of a port; returns its own. `fields` are its `proxy_set_header`s."""
-    reserved = bound_socket(0)
-    port = int(reserved.getsockname()[1])
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    lines = "\n".join(f"{kind}_temp_path {root}/{kind};" for kind in kinds)
     set_header = "\n".join(f"proxy_set_header {each};" for each in fields)
-    file = root / "nginx.conf"
-    file.write_text(
-        f"""
-        daemon off; master_process off; pid {root}/nginx.pid; error_log {root}/nginx.log;
-        events {{ worker_connections 64; }}
-        http {{
-            access_log off;
-            {lines}
+    with closing(bound_socket(0)) as reserved:
+        port = int(reserved.getsockname()[1])
+        configuration = f"""
             map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
             server {{
                 listen 127.0.0.1:{port};
@@ -108,27 +83,9 @@ async def fronted(
                     {set_header}
                 }}
             }}
-        }}
-        """
-    )
-    process = await asyncio.create_subprocess_exec(
-        nginx, "-p", str(root), "-c", str(file), stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not _is_listening(port):
-                assert process.returncode is None, (root / "nginx.log").read_text()
-                await asyncio.sleep(0.01)
-        yield port
-    finally:
-        process.terminate()
-        await process.wait()
-        reserved.close()
-
-
-def _is_listening(port: int) -> bool:
-    with socket.socket() as attempt:
-        return attempt.connect_ex(("127.0.0.1", port)) == 0
+            """
+        with nginx(root / "nginx", configuration, port=port):
+            yield port
 
 
 async def smuggled(port: int, head: Sequence[str]) -> bytes:
@@ -157,19 +114,17 @@ Server = Mapping[str, object]
 
 @pytest.mark.parametrize("recipe", RECIPES)
 async def test_nothing_tunnels_through_an_nginx_that_passes_upgrades_on(
-    nginx: str, recipe: str, tmp_path: Path, stocked: Registry, upstream: RegistryServer
+    recipe: str, tmp_path: Path, stocked: Registry, upstream: RegistryServer
 ) -> None:
-    async with (
-        doorstep(tmp_path, upstream) as door,
-        fronted(nginx, tmp_path, door.port, RECIPES[recipe]) as port,
-    ):
-        assert (await http11.ask(port, ALLOWED)).status == 200
-        assert (await http11.ask(port, FORBIDDEN)).status == 403
-        for order, head in ORDERS.items():
-            received = await smuggled(port, head)
-            assert received.startswith(b"HTTP/1.1 200 "), (order, received)
-            assert SECRET not in received, order
-        assert door.entrance.http2_connections() == 0
+    async with doorstep(tmp_path, upstream) as door:
+        with fronted(tmp_path, door.port, RECIPES[recipe]) as port:
+            assert (await http11.ask(port, ALLOWED)).status == 200
+            assert (await http11.ask(port, FORBIDDEN)).status == 403
+            for order, head in ORDERS.items():
+                received = await smuggled(port, head)
+                assert received.startswith(b"HTTP/1.1 200 "), (order, received)
+                assert SECRET not in received, order
+            assert door.entrance.http2_connections() == 0
 
 
 async def test_without_nginx_the_same_request_is_granted(
@@ -188,7 +143,6 @@ async def test_without_nginx_the_same_request_is_granted(
     ids=["as it is", "named as a proxy", "without h2c"],
 )
 async def test_an_nginx_that_nothing_gives_away_must_be_named(
-    nginx: str,
     tmp_path: Path,
     stocked: Registry,
     upstream: RegistryServer,
@@ -196,9 +150,7 @@ async def test_an_nginx_that_nothing_gives_away_must_be_named(
     *,
     is_granted: bool,
 ) -> None:
-    async with (
-        doorstep(tmp_path, upstream, server=server, h2c="h2c" not in server) as door,
-        fronted(nginx, tmp_path, door.port, UNKNOWABLE) as port,
-    ):
-        received = [await smuggled(port, head) for head in ORDERS.values()]
-        assert any(SECRET in each for each in received) is is_granted
+    async with doorstep(tmp_path, upstream, server=server, h2c="h2c" not in server) as door:
+        with fronted(tmp_path, door.port, UNKNOWABLE) as port:
+            received = [await smuggled(port, head) for head in ORDERS.values()]
+            assert any(SECRET in each for each in received) is is_granted

@@ -120,16 +120,19 @@ class Holdfast:
         """The address of a registry's index as Cargo spells it."""
         return f"sparse+{self.url}/{registry}/index/"
 
-    def start(self) -> Self:
-        """Start serving and wait until the process says so."""
+    def start(self, *, stderr: int | None = None) -> Self:
+        """Start serving and wait until the process says so.
+
+        `stderr` is a descriptor to have the log instead of the file that `stderr` and `log` read.
+        """
         assert self._process is None, "already running"
-        with self._stderr_file.open("ab") as stderr:
+        with self._stderr_file.open("ab") as file:
             self._process = subprocess.Popen(
                 [COMMAND, "serve", "--config", str(self.config_file)],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=stderr,
+                stderr=file if stderr is None else stderr,
                 text=True,
             )
         assert self._process.stdout is not None
@@ -198,7 +201,11 @@ class Holdfast:
         finally:
             if self._process is not None:
                 self.kill()
-            self._reservation.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give the port back, of a proxy that does not run."""
+        self._reservation.close()
 
     @property
     def _stderr_file(self) -> Path:
@@ -222,7 +229,7 @@ class Holdfast:
         return self._stderr_file.read_text()
 
     def log(self) -> list[dict[str, object]]:
-        """Return the log's lines, each of which must be JSON."""
+        """Return the log's lines, each of which must be JSON; after a stop they are all there."""
         return [json.loads(line) for line in self.stderr.splitlines()]
 
     def get(

@@ -38,17 +38,27 @@ class Site(Protocol):
 
 
 class RegistryServer:
-    """Serves `site` on a port of 127.0.0.1 that the kernel chose.
+    """Serves `site` on a port of the loopback that the kernel chose: `host` is an address of it.
 
-    With `tls` it speaks nothing else.
+    With `tls` it speaks nothing else. Clients may be told to call it `name`.
     """
 
-    def __init__(self, site: Site, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        host: str = "127.0.0.1",
+        name: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.site = site
+        self._host = host
+        self._name = name or (f"[{host}]" if ":" in host else host)
         self._tls = tls
+        self._scheme = "http" if tls is None else "https"
         self.latency_seconds = 0.0
         # Bound and never listening: this is what keeps the port ours while the server is stopped.
-        self._reservation = bound_socket(0)
+        self._reservation = bound_socket(0, host)
         self.port: int = self._reservation.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"port {self.port}")
@@ -64,8 +74,7 @@ class RegistryServer:
     @property
     def url(self) -> str:
         """The address of the server, without a trailing slash."""
-        scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://127.0.0.1:{self.port}"
+        return f"{self._scheme}://{self._name}:{self.port}"
 
     @property
     def index_url(self) -> str:
@@ -101,7 +110,7 @@ class RegistryServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_SECONDS)
 
     async def _start(self) -> None:
-        listener = bound_socket(self.port)
+        listener = bound_socket(self.port, self._host)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
         # Not `asyncio.start_server`: what that has accepted when it is closed, nobody closes.
@@ -226,8 +235,7 @@ class RegistryServer:
                 lambda: protocol, accepted, ssl=self._tls
             )
         except (OSError, asyncio.CancelledError):
-            # There was no handshake (ssl.SSLError is an OSError).
-            return
+            return  # the handshake failed, or the server is being stopped
         writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
         try:
             while await self._serve_one(reader, writer, connection):
@@ -245,7 +253,7 @@ class RegistryServer:
     async def _serve_one(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
     ) -> bool:
-        request = await read_request(reader, connection=connection)
+        request = await read_request(reader, connection=connection, scheme=self._scheme)
         if request is None:
             return False
         with self._changed:
@@ -268,13 +276,14 @@ class RegistryServer:
             return next((fault for fault in taken if fault is not None), None)
 
 
-def bound_socket(port: int) -> socket.socket:
+def bound_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
     """Bind a port of the loopback so that a second socket of ours can bind it too.
 
     Linux lets sockets with SO_REUSEADDR share a port as long as only one of them listens, refuses
     connections to a port that is only bound, and gives such a port to nobody who asks for any.
     """
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
+    bound.bind((host, port))
     return bound

@@ -31,6 +31,7 @@ class Request:
     target: str
     headers: Mapping[str, str]
     body: bytes
+    scheme: str = "http"
 
     @property
     def path(self) -> str:
@@ -45,7 +46,7 @@ class Request:
     @property
     def base_url(self) -> str:
         """The address by which the client reached this server."""
-        return f"http://{self.headers.get('host', 'localhost')}"
+        return f"{self.scheme}://{self.headers.get('host', 'localhost')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,9 @@ class Exchange:
             pass
 
 
-async def read_request(reader: asyncio.StreamReader, *, connection: int) -> Request | None:
+async def read_request(
+    reader: asyncio.StreamReader, *, connection: int, scheme: str = "http"
+) -> Request | None:
     """Read the next request of a connection; None when the client is done with it."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -145,4 +148,5 @@ async def read_request(reader: asyncio.StreamReader, *, connection: int) -> Requ
         target=target,
         headers=headers,
         body=body,
+        scheme=scheme,
     )

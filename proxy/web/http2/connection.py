@@ -104,7 +104,7 @@ class Http2Connection(asyncio.Protocol):
     def begin(self, transport: asyncio.Transport, upgrade: Upgrade | None, received: bytes) -> None:
         """Take over a connection; `received` is what has come on it already."""
         self._transport = transport
-        self._sender.begin(transport)
+        self._sender.begin(transport, upgraded=upgrade is not None)
         peername = transport.get_extra_info("peername")
         self._client = peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
         transport.set_protocol(self)
@@ -252,6 +252,7 @@ class Http2Connection(asyncio.Protocol):
                     stream.lose()
             case RemoteSettingsChanged():
                 self._greeted = True
+                self._sender.greeted()
                 self._h2.learn_settings()
                 self._opened(0)
             case ConnectionTerminated():

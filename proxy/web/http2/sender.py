@@ -15,6 +15,9 @@ from proxy.web.http2.limits import Http2Limits
 from proxy.web.http2.stream import Stream
 
 _FLUSH_BYTES: Final = 256 * 1024
+# libcurl gives up on an upgrade (error 16) when more than its buffer, 32 KiB in version 7, comes in
+# one piece with the 101.
+_EARLY_BYTES: Final = 12 * 1024
 # Above this, joining costs more than handing the pieces over one by one.
 _JOINED_MAX_BYTES: Final = 32 * 1024
 
@@ -22,7 +25,16 @@ _JOINED_MAX_BYTES: Final = 32 * 1024
 class Sender:
     """Writes to one transport. `reset` ends one stream whose client does not read."""
 
-    __slots__ = ("_h2", "_limits", "_pieces", "_reset", "_transport", "_unflushed", "_writable")
+    __slots__ = (
+        "_early_bytes",
+        "_h2",
+        "_limits",
+        "_pieces",
+        "_reset",
+        "_transport",
+        "_unflushed",
+        "_writable",
+    )
 
     def __init__(self, h2: Library, limits: Http2Limits, reset: Callable[[Stream], None]) -> None:
         self._h2 = h2
@@ -33,10 +45,16 @@ class Sender:
         self._writable.set()
         self._pieces: list[bytes | memoryview] = []
         self._unflushed = 0
+        self._early_bytes: int | None = None
 
-    def begin(self, transport: asyncio.Transport) -> None:
-        """Write to this transport from now on."""
+    def begin(self, transport: asyncio.Transport, *, upgraded: bool) -> None:
+        """Write to this transport from now on; after an upgrade, little until `greeted`."""
         self._transport = transport
+        self._early_bytes = _EARLY_BYTES if upgraded else None
+
+    def greeted(self) -> None:
+        """The client has begun to speak HTTP/2."""
+        self._early_bytes = None
 
     @property
     def is_writable(self) -> bool:
@@ -103,6 +121,8 @@ class Sender:
         unflushed = 0
         while view:
             window = self._h2.local_flow_control_window(stream.id)
+            if self._early_bytes is not None:
+                window = min(window, self._early_bytes)
             if window <= 0:
                 self.flush()
                 await self._wait_for_window(stream)
@@ -113,6 +133,8 @@ class Sender:
             stream.ended = end and last
             view = view[size:]
             unflushed += size
+            if self._early_bytes is not None:
+                self._early_bytes -= size
             if unflushed >= _FLUSH_BYTES:
                 self.flush()
                 unflushed = 0
