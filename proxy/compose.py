@@ -53,7 +53,8 @@ from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
 from proxy.web import tls as tls_towards_clients
 from proxy.web.control import SOCKET_NAME, control_app
-from proxy.web.entrance import Entrance
+from proxy.web.entrance import CONNECTIONS_MAX, Entrance
+from proxy.web.gate import Ceilings, Gate
 from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
 from proxy.web.rim import Rim
@@ -64,6 +65,10 @@ _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
 _FIRST_BYTE_TIMEOUT_S: Final = 15.0
 _UPKEEP_EVERY_S: Final = 5.0
+# Files that are neither clients nor upstreams: stores, listeners, what the system opens.
+_FILES_OF_OUR_OWN: Final = 64
+# Probes and scrapers: enough for them, too few to matter.
+_ADMIN_CONNECTIONS: Final = 64
 # A command has no clients to drain: what it began may end.
 _COMMAND_PATIENCE_S: Final = 5.0
 
@@ -280,12 +285,14 @@ async def _open_doors(
     """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
     server = settings.server
     pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
+    gate = _gate(settings)
     main = await _entrance(
         stack,
         settings,
         rooms,
-        _app(rooms, pages, admin_only_elsewhere=server.admin_listen is not None),
+        _app(rooms, pages, gate, admin_only_elsewhere=server.admin_listen is not None),
         tls,
+        settings.limits.connections or _room_for_connections(settings),
     )
     scheme = "http" if tls is None else "https"
     urls = []
@@ -296,9 +303,9 @@ async def _open_doors(
         {"http/1.1": main.http1_connections, "h2": main.http2_connections}
     )
     if server.admin_listen is not None:
-        admin_app = _app(rooms, pages, admin_only_elsewhere=False)
+        admin_app = _app(rooms, pages, gate, admin_only_elsewhere=False)
         # Probes and scrapers inside the site: this port speaks cleartext always.
-        admin = await _entrance(stack, settings, rooms, admin_app, None)
+        admin = await _entrance(stack, settings, rooms, admin_app, None, _ADMIN_CONNECTIONS)
         await admin.listen(server.admin_listen.host, server.admin_listen.port)
     return urls
 
@@ -309,6 +316,7 @@ async def _entrance(
     rooms: House,
     app: web.Application,
     tls: ssl.SSLContext | None,
+    connections: int,
 ) -> Entrance:
     hot = HotPath(rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry)
     entrance = Entrance(
@@ -318,13 +326,37 @@ async def _entrance(
         h2c=settings.server.h2c,
         tls=tls,
         drain_s=settings.server.drain_s,
+        connections=connections,
     )
     await entrance.open()
     stack.push_async_callback(lambda: entrance.close(rooms.patience.left_s()))
     return entrance
 
 
-def _app(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Application:
+def _gate(settings: Settings) -> Gate:
+    limits = settings.limits
+    ceilings = Ceilings(
+        client_requests=limits.client_requests,
+        client_misses=limits.client_misses,
+        registry_requests=limits.registry_requests,
+        registry_misses=limits.registry_misses,
+    )
+    return Gate(ceilings, SystemClock())
+
+
+def _room_for_connections(settings: Settings) -> int:
+    """Return how many clients there is room for: each may have a crate open, a file of its own."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    upstreams = sum(upstream.connections for upstream in settings.upstreams.values())
+    left = files - upstreams - _FILES_OF_OUR_OWN
+    return max(_FILES_OF_OUR_OWN, min(CONNECTIONS_MAX, left // 2))
+
+
+def _app(
+    rooms: House, pages: Pages, gate: Gate | None = None, *, admin_only_elsewhere: bool
+) -> web.Application:
     rim = Rim(
         rooms.registries,
         rooms.journeys,
@@ -333,6 +365,7 @@ def _app(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Appli
         SystemClock(),
         rooms.telemetry,
         admin_only_elsewhere=admin_only_elsewhere,
+        gate=gate,
     )
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", rim.handle)

@@ -7,8 +7,9 @@ decided in `proxy.core.freshness`, what may be believed in `proxy.core.sparse`.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from proxy.core import sparse
 from proxy.core.answers import Absent, Answer, Found, Snapshot, Unchanged
@@ -39,6 +40,7 @@ from proxy.core.freshness import (
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.names import index_path
 from proxy.ports import Clock, IndexStore, Observer, StateStore
+from proxy.service.admission import Admit, freely
 from proxy.service.flights import Flights, outcome
 from proxy.service.rendered import Rendered, render, with_snapshot
 from proxy.service.source import Source, patience
@@ -106,17 +108,18 @@ class Indexes:
         return len(self._flights)
 
     async def answer(
-        self, source: Source, name: str, *, insisting: bool
+        self, source: Source, name: str, *, insisting: bool, admit: Admit = freely
     ) -> IndexServed | IndexAbsent:
         """Answer one request for `name` (lower case). Raises UpstreamFailure: never for absence.
 
         `insisting`: the request is conditional, or comes from a client that asked so of late.
+        `admit` is asked where no file is held and no flight is on its way.
         """
         async with patience(source):
-            return await self._answer(source, name, insisting=insisting)
+            return await self._answer(source, name, insisting=insisting, admit=admit)
 
     async def _answer(
-        self, source: Source, name: str, *, insisting: bool
+        self, source: Source, name: str, *, insisting: bool, admit: Admit
     ) -> IndexServed | IndexAbsent:
         key = (source.name, name)
         if self._is_known_absent(key):
@@ -142,7 +145,7 @@ class Indexes:
                 return IndexServed(rendered, how, may_confirm=not decision.stale or failing)
             case Ask():
                 return await self._ask_and_wait(
-                    source, name, rendered, snapshot, decision.patience_s
+                    source, name, rendered, snapshot, decision.patience_s, admit
                 )
 
     def hot(self, source: Source, name: str) -> Rendered | None:
@@ -164,8 +167,9 @@ class Indexes:
         held: Rendered | None,
         seen: Snapshot | None,
         patience_s: float | None,
+        admit: Admit,
     ) -> IndexServed | IndexAbsent:
-        task, began = self._ask(source, name, seen)
+        task, began = self._ask(source, name, seen, admit if held is None else freely)
         try:
             landed = await outcome(task, patience_s)
         except TimeoutError:
@@ -183,24 +187,31 @@ class Indexes:
         return IndexServed(landed.rendered, how, may_confirm=True)
 
     def _ask(
-        self, source: Source, name: str, seen: Snapshot | None
+        self, source: Source, name: str, seen: Snapshot | None, admit: Admit = freely
     ) -> tuple[asyncio.Task[_Landed], bool]:
         """Join the flight for a name, or begin one: `seen` is what its beginner found held."""
-        return self._flights.join((source.name, name), lambda: self._fetch(source, name, seen))
+
+        def begin() -> Coroutine[Any, Any, _Landed]:
+            admit()
+            return self._fetch(source, name, seen)
+
+        return self._flights.join((source.name, name), begin)
 
     async def held(self, source: Source, name: str) -> Rendered | None:
         """Return what is held of `name`, however old, asking nobody."""
         rendered, _ = await self._held((source.name, name))
         return rendered
 
-    async def refreshed(self, source: Source, name: str, seen: Rendered | None) -> Rendered | None:
+    async def refreshed(
+        self, source: Source, name: str, seen: Rendered | None, admit: Admit = freely
+    ) -> Rendered | None:
         """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure.
 
         `seen` is what did not suffice. How long to wait is the caller's word.
         """
         if self._is_known_absent((source.name, name)):
             return None
-        task, _ = self._ask(source, name, seen.snapshot if seen is not None else None)
+        task, _ = self._ask(source, name, seen.snapshot if seen is not None else None, admit)
         landed = await outcome(task, None)
         return landed.rendered
 

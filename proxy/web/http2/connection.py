@@ -34,6 +34,7 @@ from jh2.exceptions import ProtocolError
 
 from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
+from proxy.web.guests import Guest
 from proxy.web.hot import HotPath
 from proxy.web.http2 import frames
 from proxy.web.http2.frames import Cutter, Question, TooLarge
@@ -78,6 +79,7 @@ class Http2Connection(asyncio.Protocol):
         limits: Http2Limits,
         crowd: set["Http2Connection"],
         errands: set[asyncio.Task[None]],
+        guest: Guest,
     ) -> None:
         self._server = server
         self._hot = hot
@@ -85,6 +87,7 @@ class Http2Connection(asyncio.Protocol):
         self._limits = limits
         self._crowd = crowd
         self._errands = errands
+        self._guest = guest
         self._loop = asyncio.get_running_loop()
         self._h2 = Library(limits)
         self._cutter = Cutter(_PREFACE_BYTES)
@@ -96,6 +99,7 @@ class Http2Connection(asyncio.Protocol):
         self._greeted = False
         self._closing = False
         self._last_stream_id = 0
+        self._begun = 0.0
         self._last_activity = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -108,7 +112,9 @@ class Http2Connection(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         self._client = peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
         transport.set_protocol(self)
+        self._begun = self._loop.time()
         self._crowd.add(self)
+        self._guest.sit(self)
         if upgrade is None:
             self._h2.initiate_connection()
         else:
@@ -127,6 +133,7 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whatever was written for it is in vain."""
         del exc
+        self._guest.leave()
         self._crowd.discard(self)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -159,6 +166,28 @@ class Http2Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection and all its streams at once."""
         self._transport.abort()
+
+    def is_idle(self) -> bool:
+        """Whether the client waits for nothing and is owed nothing."""
+        return not self._streams and not self._transport.get_write_buffer_size()
+
+    def dismiss(self) -> None:
+        """Tell the client to come again on another connection, and close."""
+        if not self._closing:
+            self._goaway(ErrorCodes.NO_ERROR)
+        self._end()
+
+    def look(self, now: float) -> None:
+        """Leave a client that does not begin, and cut streams whose body does not get on."""
+        patience = self._guest.patience
+        if not self._greeted and now - self._begun >= patience.head_s:
+            self.dismiss()
+            return
+        for stream in tuple(self._streams.values()):
+            if stream.dawdles(now, patience.least):
+                stream.lose()
+                self._streams.pop(stream.id, None)
+                self._reset(stream.id, ErrorCodes.CANCEL)
 
     def _end(self) -> None:
         """Close the connection; who does not read what is left for it waits no longer than that."""
