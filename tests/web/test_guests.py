@@ -78,8 +78,8 @@ async def nothing_left(door: Door) -> AsyncIterator[None]:
     await until(lambda: journeys.indexes.flights + journeys.crates.flights == 0)
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: _open_files() <= files)
-    assert door.entrance.http1_connections() == door.entrance.http2_connections() == 0
-    assert not door.entrance._errands
+    await until(lambda: door.entrance.http1_connections() + door.entrance.http2_connections() == 0)
+    await until(lambda: not door.entrance._errands)
     assert (await http11.ask(door.port, CONFIG)).status == 200
 
 
