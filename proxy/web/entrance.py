@@ -20,6 +20,7 @@ from proxy.web.guests import Guest, Guests, Patience
 from proxy.web.hot import HotPath
 from proxy.web.http1 import Http1Connection
 from proxy.web.http2.connection import Http2Connection
+from proxy.web.http2.errands import Errands
 from proxy.web.http2.heads import Shapes
 from proxy.web.http2.limits import Http2Limits
 from proxy.web.listener import Listener
@@ -61,7 +62,7 @@ class Entrance:
         self._limits = Http2Limits()
         self._shapes = Shapes()
         self._crowd: set[Http2Connection] = set()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands()
         self._rooms = Rooms(http1=self._http1, http2=self._http2)
         self._listeners: list[Listener] = []
         self._welcomes: set[asyncio.Task[None]] = set()
@@ -95,8 +96,8 @@ class Entrance:
 
     async def close(self, patience_s: float) -> None:
         """Accept nothing new, let what is under way end, then end it."""
-        for listener in self._listeners:
-            listener.close()
+        while self._listeners:
+            self._listeners.pop().close()
         self._guests.close()
         await asyncio.gather(self._drain_http2(patience_s), self._runner.cleanup())
         await asyncio.gather(*self._welcomes)
@@ -113,10 +114,10 @@ class Entrance:
                 drain.cancel()
         for connection in tuple(self._crowd):
             connection.abort()
-        if self._errands:
+        if self._errands.running:
             # Their clients are gone; what they use is closed next.
             left_s = until - asyncio.get_running_loop().time()
-            _, late_errands = await asyncio.wait(self._errands, timeout=max(0.0, left_s))
+            _, late_errands = await asyncio.wait(self._errands.running, timeout=max(0.0, left_s))
             for errand in late_errands:
                 errand.cancel()
             await asyncio.gather(*late_errands, return_exceptions=True)

@@ -79,7 +79,7 @@ async def nothing_left(door: Door) -> AsyncIterator[None]:
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: _open_files() <= files)
     await until(lambda: door.entrance.http1_connections() + door.entrance.http2_connections() == 0)
-    await until(lambda: not door.entrance._errands)
+    await until(lambda: len(door.entrance._errands) == 0)
     assert (await http11.ask(door.port, CONFIG)).status == 200
 
 
@@ -217,8 +217,8 @@ async def test_a_listener_that_can_open_no_more_files_rests_and_goes_on(
     await until(lambda: len(received) == 1)
     assert caplog.text.count("accepting connections failed: Too many open files") == 1
     listening.close()
-    for each in (waiting, *received):
-        each.close()
+    for one in (waiting, *received):
+        one.close()
 
 
 async def test_accepted_connections_are_probed_and_dropped_by_the_kernel(
@@ -349,7 +349,7 @@ async def test_a_body_that_trickles_in_is_not_waited_for(
     async with doorstep(tmp_path, upstream, patience=HASTY) as door:
         await (over_http1 if protocol == "http/1.1" else over_http2)(door)
         await until(lambda: len(door.entrance._guests) == 0)
-        assert not door.entrance._errands
+        assert len(door.entrance._errands) == 0
 
 
 async def over_http1(door: Door) -> None:

@@ -10,6 +10,7 @@ idle connection lives, and what waits to be written (when the socket is full, no
 
 import asyncio
 import logging
+from collections import deque
 from typing import Final
 
 from aiohttp import streams, web
@@ -32,17 +33,21 @@ from jh2.events import (
 )
 from jh2.exceptions import ProtocolError
 
+from proxy.core.events import How
 from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
+from proxy.web.failures import RETRY_AFTER_S
 from proxy.web.guests import Guest
 from proxy.web.hot import HotPath
 from proxy.web.http2 import frames
+from proxy.web.http2.errands import Errands
 from proxy.web.http2.frames import Cutter, Question, TooLarge
 from proxy.web.http2.heads import HTTP2, Shapes, is_well_formed, message_of
 from proxy.web.http2.library import Library, goaway
 from proxy.web.http2.limits import Http2Limits, Nuisances
 from proxy.web.http2.sender import Sender
 from proxy.web.http2.stream import Stream, StreamWriter
+from proxy.web.replies import SERVER
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,13 @@ _COST: Final = {
 _BYTES_PER_EVENT: Final = 20_000
 _COST_OF_A_SILENT_BYTE: Final = 0.001
 _PREFACE_BYTES: Final = 24
+_NO_ROOM: Final = (
+    (":status", "503"),
+    ("server", SERVER),
+    ("retry-after", str(RETRY_AFTER_S)),
+    ("x-cache", How.REFUSED.value),
+    ("content-length", "0"),
+)
 
 
 class Http2Connection(asyncio.Protocol):
@@ -78,7 +90,7 @@ class Http2Connection(asyncio.Protocol):
         shapes: Shapes,
         limits: Http2Limits,
         crowd: set["Http2Connection"],
-        errands: set[asyncio.Task[None]],
+        errands: Errands,
         guest: Guest,
     ) -> None:
         self._server = server
@@ -100,6 +112,8 @@ class Http2Connection(asyncio.Protocol):
         self._closing = False
         self._last_stream_id = 0
         self._begun = 0.0
+        # What has come and is not looked at yet: see `_hold`.
+        self._held: deque[bytes | Question] = deque()
         self._last_activity = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -134,6 +148,7 @@ class Http2Connection(asyncio.Protocol):
         """The client is gone: whatever was written for it is in vain."""
         del exc
         self._guest.leave()
+        self._held.clear()
         self._crowd.discard(self)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -150,7 +165,7 @@ class Http2Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """There is room again."""
         self._sender.resume()
-        if not self._transport.is_closing():
+        if not self._held and not self._transport.is_closing():
             self._transport.resume_reading()
 
     async def drain(self) -> None:
@@ -158,6 +173,9 @@ class Http2Connection(asyncio.Protocol):
         if not self._closing:
             self._closing = True
             self._goaway(ErrorCodes.NO_ERROR)
+        # They begin in one of the next turns.
+        while any(stream.task is None for stream in self._streams.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
         tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
         if tasks:
             await asyncio.wait(tasks)
@@ -169,7 +187,8 @@ class Http2Connection(asyncio.Protocol):
 
     def is_idle(self) -> bool:
         """Whether the client waits for nothing and is owed nothing."""
-        return not self._streams and not self._transport.get_write_buffer_size()
+        at_rest = not self._streams and not self._held
+        return at_rest and not self._transport.get_write_buffer_size()
 
     def dismiss(self) -> None:
         """Tell the client to come again on another connection, and close."""
@@ -226,15 +245,43 @@ class Http2Connection(asyncio.Protocol):
         except TooLarge:
             self._break(ErrorCodes.FRAME_SIZE_ERROR)
             return
-        for part in whole:
-            if isinstance(part, Question):
-                if not self._answer_at_once(part):
-                    self._feed(part.frame)
-            else:
-                self._feed(part)
+        if self._held:
+            self._held += whole
+        else:
+            self._take(deque(whole))
+
+    def _take(self, parts: deque[bytes | Question]) -> None:
+        while parts:
+            part = parts.popleft()
+            if isinstance(part, Question) and self._answer_at_once(part):
+                continue
+            if self._errands.is_crowded():
+                parts.appendleft(part)
+                self._hold(parts)
+                break
+            self._feed(part.frame if isinstance(part, Question) else part)
             if self._transport.is_closing():
                 return
         self._flush()
+
+    def _hold(self, parts: deque[bytes | Question]) -> None:
+        """Keep what asks for more than can be seen to now, and read no more until then."""
+        self._held = parts
+        self._transport.pause_reading()
+        self._errands.hold(self._take_up)
+
+    def _take_up(self) -> None:
+        """Go on with what was kept; the first of it is known not to be at hand."""
+        parts, self._held = self._held, deque()
+        if not parts or self._transport.is_closing():
+            return
+        part = parts.popleft()
+        self._feed(part.frame if isinstance(part, Question) else part)
+        if self._transport.is_closing():
+            return
+        self._take(parts)
+        if not self._held and self._sender.is_writable:
+            self._transport.resume_reading()
 
     def _feed(self, data: bytes) -> None:
         """Feed the library whole frames, and do what its events say."""
@@ -364,6 +411,9 @@ class Http2Connection(asyncio.Protocol):
             self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         self._last_stream_id = max(self._last_stream_id, stream_id)
+        if self._errands.is_full():
+            self._turn_away(stream_id, ended=ended)
+            return
         message = message_of(headers) if is_well_formed(headers, ended=ended) else None
         if message is None:
             self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
@@ -378,13 +428,17 @@ class Http2Connection(asyncio.Protocol):
             stream.payload = streams.StreamReader(
                 stream.protocol, self._limits.stream_window_bytes // 2, loop=self._loop
             )
-        stream.task = self._loop.create_task(self._serve(stream, message))
-        self._errands.add(stream.task)
-        stream.task.add_done_callback(self._errands.discard)
+        self._errands.begin(lambda: None if stream.gone else self._serve(stream, message))
+
+    def _turn_away(self, stream_id: int, *, ended: bool) -> None:
+        """Answer that there is no room for another request, without a handler."""
+        self._h2.send_headers(stream_id, list(_NO_ROOM), end_stream=True)
+        if not ended:
+            self._reset(stream_id, ErrorCodes.NO_ERROR)
 
     async def _serve(self, stream: Stream, message: RawRequestMessage) -> None:
         """Run the application's handler for one stream, to the end of its response."""
-        task = asyncio.current_task()
+        stream.task = task = asyncio.current_task()
         assert task is not None, "this is a task"
         try:
             request = self._server.request_factory(
