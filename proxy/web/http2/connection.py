@@ -67,6 +67,8 @@ _COST: Final = {
 _BYTES_PER_EVENT: Final = 20_000
 _COST_OF_A_SILENT_BYTE: Final = 0.001
 _PREFACE_BYTES: Final = 24
+# What never waits for its turn, since answers may wait for it: a preface, settings, windows.
+_CONTROL_MAX_BYTES: Final = 256
 _NO_ROOM: Final = (
     (":status", "503"),
     ("server", SERVER),
@@ -255,7 +257,8 @@ class Http2Connection(asyncio.Protocol):
             part = parts.popleft()
             if isinstance(part, Question) and self._answer_at_once(part):
                 continue
-            if self._errands.is_crowded():
+            is_short = not isinstance(part, Question) and len(part) <= _CONTROL_MAX_BYTES
+            if self._errands.is_crowded() and not is_short:
                 parts.appendleft(part)
                 self._hold(parts)
                 break

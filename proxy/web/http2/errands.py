@@ -85,6 +85,8 @@ class Errands:
             if self._waiting:
                 self._run(self._waiting.popleft())
             elif self._held:
+                # What comes of it may be many heads of streams that are turned away.
+                self._begun = _BEGUN_IN_A_TURN
                 self._held.popleft()()
             else:
                 return
