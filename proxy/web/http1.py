@@ -157,6 +157,13 @@ class Http1Connection(web.RequestHandler):
         elif self._pace.is_too_slow(now, self._received, patience.least):
             self.force_close()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer in our name, also one that aiohttp has made itself."""
+        resp.headers.setdefault("Server", replies.SERVER)
+        return await super().finish_response(request, resp, start_time)
+
     def handle_error(
         self,
         request: web.BaseRequest,

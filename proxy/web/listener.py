@@ -21,6 +21,9 @@ BACKLOG: Final = 1024
 # How long a peer may leave what we send, or a probe, unacknowledged; and silence before a probe.
 VANISHED_AFTER_S: Final = 60
 PROBED_AFTER_S: Final = 60
+# How much the kernel takes for a client beyond what is on its way to it; otherwise megabytes, which
+# a thousand clients that do not read would make gigabytes.
+UNSENT_BYTES: Final = 256 * 1024
 _PROBED_EVERY_S: Final = 10
 _PROBES: Final = 6
 # What others wait for while we accept, and how long we rest when it fails.
@@ -111,6 +114,7 @@ def _listening(host: str, port: int) -> socket.socket:
         ("TCP_KEEPINTVL", _PROBED_EVERY_S),
         ("TCP_KEEPCNT", _PROBES),
         ("TCP_USER_TIMEOUT", VANISHED_AFTER_S * 1000),
+        ("TCP_NOTSENT_LOWAT", UNSENT_BYTES),
     ):
         option = getattr(socket, name, None)
         if option is not None:

@@ -12,7 +12,7 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -186,10 +186,28 @@ async def test_connections_that_do_not_finish_their_handshake_are_counted_and_ma
         await until(lambda: len(door.entrance._guests) + len(door.entrance._guests._leaving) == 0)
 
 
+@contextlib.contextmanager
+def no_files_left() -> Iterator[None]:
+    """Let the process open no file, however many it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_open_files() + 20, soft), hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("rest_s", [0.01, 60.0])
 async def test_a_listener_that_can_open_no_more_files_rests_and_goes_on(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rest_s: float
 ) -> None:
-    monkeypatch.setattr(listener, "_REST_S", 0.01)
+    monkeypatch.setattr(listener, "_REST_S", rest_s)
     received: list[socket.socket] = []
     asked_for_room: list[bool] = []
 
@@ -198,23 +216,20 @@ async def test_a_listener_that_can_open_no_more_files_rests_and_goes_on(
         return False
 
     listening = listener.Listener("127.0.0.1", 0, received.append, make_room)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     waiting = socket.socket()
     waiting.setblocking(False)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_open_files() + 20, soft), hard))
-    taken: list[int] = []
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
+    with no_files_left():
         await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", listening.port))
-        await until(lambda: len(asked_for_room) >= 3)
+        await until(lambda: len(asked_for_room) >= 1)
+        if rest_s > 1:
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert len(asked_for_room) == 1, "it rests"
+        else:
+            await until(lambda: len(asked_for_room) >= 3)
         assert received == []
-    finally:
-        for each in taken:
-            os.close(each)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    await until(lambda: len(received) == 1)
+    if rest_s < 1:
+        await until(lambda: len(received) == 1)
     assert caplog.text.count("accepting connections failed: Too many open files") == 1
     listening.close()
     for one in (waiting, *received):
@@ -233,6 +248,8 @@ async def test_accepted_connections_are_probed_and_dropped_by_the_kernel(
         assert unanswered_ms == 1000 * listener.VANISHED_AFTER_S
         idle_s = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         assert idle_s == listener.PROBED_AFTER_S
+        unsent_bytes = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        assert unsent_bytes == listener.UNSENT_BYTES
         leave(connections)
 
 

@@ -58,6 +58,16 @@ async def test_a_download_that_needs_its_index_file_too_is_one_miss(
     assert (await proxy.ask(crate_url(stocked, "large"))).status == 429
 
 
+async def test_a_download_beyond_the_rate_is_refused_though_its_index_file_is_held(
+    serve: Serve, stocked: Registry, upstream: RegistryServer
+) -> None:
+    proxy = await serve(upstream, limits={"client_misses": ONE_AN_HOUR})
+    assert (await proxy.ask(index_url("small"))).how == "miss"
+    answer = await proxy.ask(crate_url(stocked, "small"))
+    assert (answer.status, answer.how) == (429, "refused")
+    assert upstream.count("/crates/*") == 0
+
+
 async def test_who_joins_a_flight_is_not_refused(
     serve: Serve, stocked: Registry, upstream: RegistryServer
 ) -> None:

@@ -10,7 +10,6 @@ idle connection lives, and what waits to be written (when the socket is full, no
 
 import asyncio
 import logging
-from collections import deque
 from typing import Final
 
 from aiohttp import streams, web
@@ -115,7 +114,7 @@ class Http2Connection(asyncio.Protocol):
         self._last_stream_id = 0
         self._begun = 0.0
         # What has come and is not looked at yet: see `_hold`.
-        self._held: deque[bytes | Question] = deque()
+        self._held: list[bytes | Question] = []
         self._last_activity = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -250,24 +249,22 @@ class Http2Connection(asyncio.Protocol):
         if self._held:
             self._held += whole
         else:
-            self._take(deque(whole))
+            self._take(whole)
 
-    def _take(self, parts: deque[bytes | Question]) -> None:
-        while parts:
-            part = parts.popleft()
+    def _take(self, parts: list[bytes | Question]) -> None:
+        for at, part in enumerate(parts):
             if isinstance(part, Question) and self._answer_at_once(part):
                 continue
             is_short = not isinstance(part, Question) and len(part) <= _CONTROL_MAX_BYTES
             if self._errands.is_crowded() and not is_short:
-                parts.appendleft(part)
-                self._hold(parts)
+                self._hold(parts[at:])
                 break
             self._feed(part.frame if isinstance(part, Question) else part)
             if self._transport.is_closing():
                 return
         self._flush()
 
-    def _hold(self, parts: deque[bytes | Question]) -> None:
+    def _hold(self, parts: list[bytes | Question]) -> None:
         """Keep what asks for more than can be seen to now, and read no more until then."""
         self._held = parts
         self._transport.pause_reading()
@@ -275,14 +272,14 @@ class Http2Connection(asyncio.Protocol):
 
     def _take_up(self) -> None:
         """Go on with what was kept; the first of it is known not to be at hand."""
-        parts, self._held = self._held, deque()
+        parts, self._held = self._held, []
         if not parts or self._transport.is_closing():
             return
-        part = parts.popleft()
+        part = parts[0]
         self._feed(part.frame if isinstance(part, Question) else part)
         if self._transport.is_closing():
             return
-        self._take(parts)
+        self._take(parts[1:])
         if not self._held and self._sender.is_writable:
             self._transport.resume_reading()
 

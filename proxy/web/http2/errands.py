@@ -45,11 +45,14 @@ class Errands:
         if len(self) < self._at_most:
             return False
         self._full.tell(self._loop.time(), len(self))
+        # To turn somebody away takes its time too.
+        self._begun += 1
+        self._watch()
         return True
 
     def is_crowded(self) -> bool:
-        """Tell whether others wait for their turn."""
-        return bool(self._waiting)
+        """Tell whether as much has begun in this turn as may, or others wait for the next."""
+        return self._begun >= _BEGUN_IN_A_TURN or bool(self._waiting)
 
     def hold(self, take_up: Callable[[], None]) -> None:
         """Call `take_up` when nobody waits any more who came before."""
@@ -85,8 +88,7 @@ class Errands:
             if self._waiting:
                 self._run(self._waiting.popleft())
             elif self._held:
-                # What comes of it may be many heads of streams that are turned away.
-                self._begun = _BEGUN_IN_A_TURN
+                self._begun += 1
                 self._held.popleft()()
             else:
                 return
