@@ -27,7 +27,17 @@ RELOADED: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "server": frozenset({"tls"}),
         "cache": frozenset({"max_size", "min_free"}),
-        "limits": frozenset({"index", "crate"}),
+        "limits": frozenset(
+            {
+                "index",
+                "crate",
+                "connections",
+                "client_requests",
+                "client_misses",
+                "registry_requests",
+                "registry_misses",
+            }
+        ),
         "log": frozenset({"level"}),
         "upstreams": frozenset(
             {

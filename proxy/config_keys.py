@@ -46,20 +46,24 @@ from proxy.config_values import (
     ValueRefused,
     parse_absent_status,
     parse_contact,
+    parse_count,
     parse_duration,
     parse_min_free,
     parse_path,
     parse_positive_duration,
     parse_positive_size,
+    parse_rate,
     parse_secret,
     parse_size,
     parse_tls,
     write_duration,
     write_min_free,
+    write_rate,
     write_secret,
     write_size,
     write_tls,
 )
+from proxy.core.allowance import Rate
 
 _CONNECTIONS_MAX: Final = 10_000
 _KINDS: Final[Mapping[object, Kind]] = MappingProxyType(
@@ -124,6 +128,8 @@ _Duration = Annotated[float, PlainValidator(parse_duration), PlainSerializer(wri
 _PositiveDuration = Annotated[
     float, PlainValidator(parse_positive_duration), PlainSerializer(write_duration)
 ]
+_Count = Annotated[int, PlainValidator(parse_count)]
+_Rate = Annotated[Rate, PlainValidator(parse_rate), PlainSerializer(write_rate)]
 _FilePath = Annotated[Path, PlainValidator(parse_path), PlainSerializer(str)]
 _Listen = Annotated[ListenAddress, PlainValidator(ListenAddress.parse), PlainSerializer(str)]
 _Statuses = Annotated[
@@ -187,10 +193,17 @@ class StateSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """`[limits]`: ceilings on what an upstream may send."""
+    """`[limits]`: ceilings on what an upstream may send, and on what clients may ask for."""
 
     index_bytes: _PositiveSize = Field(64 * 2**20, alias="index")
     crate_bytes: _PositiveSize = Field(2**30, alias="crate")
+    connections: _Count | None = Field(
+        None, description="half of the files that may be open, 16384 at most"
+    )
+    client_requests: _Count | None = Field(None, description="no limit")
+    client_misses: _Rate | None = Field(None, description="no limit")
+    registry_requests: _Count | None = Field(None, description="no limit")
+    registry_misses: _Rate | None = Field(None, description="no limit")
 
 
 class LogSettings(_Section):

@@ -9,6 +9,7 @@ in the wrong place must not reach a log.
   `KB MB GB TB` powers of 1000.
 - Durations: a number and one of `ms s m h d`; nothing finer than a millisecond. A bare number is
   refused, since nobody remembers which unit it is in.
+- Rates: a whole number, `/`, and one of `s m h d`: so many at once, and as many again in that time.
 
 What is not here: addresses (`config_addresses`), which keys there are (`config`), and where their
 values come from (`config_sources`).
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
+
+from proxy.core.allowance import Rate
 
 _SIZE: Final = re.compile(r"(\d{1,19}(?:\.\d{1,9})?) ?(B|[KMGT]i?B)?", re.ASCII)
 _SIZE_UNITS: Final = {
@@ -38,6 +41,8 @@ _PERCENT: Final = re.compile(r"(\d{1,2}(?:\.\d{1,2})?) ?%", re.ASCII)
 _DURATION: Final = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?(ms|s|m|h|d)", re.ASCII)
 _DURATION_UNITS_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION_MAX_MS: Final = 3650 * _DURATION_UNITS_MS["d"]
+_COUNT_MAX: Final = 1_000_000
+_RATE: Final = re.compile(r"(\d{1,7}) ?/ ?([smhd])", re.ASCII)
 # What may stand in a User-Agent's comment (RFC 9110, section 10.1.5).
 _COMMENT: Final = re.compile(r"[\x20-\x27\x2a-\x5b\x5d-\x7e]{1,200}", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -90,6 +95,29 @@ def write_size(size_bytes: int) -> str | int:
         if count and not rest:
             return f"{count}{unit}"
     return size_bytes
+
+
+def parse_count(value: object) -> int:
+    """Read how many of something there may be. Raises ValueRefused."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _COUNT_MAX:
+        return value
+    raise ValueRefused(f"expected a whole number between 1 and {_COUNT_MAX}")
+
+
+def parse_rate(value: object) -> Rate:
+    """Read how many there may be in which time. Raises ValueRefused."""
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not 1 <= int(match[1]) <= _COUNT_MAX:
+        raise ValueRefused(
+            f'expected a rate of 1 to {_COUNT_MAX}, such as "600/m", "10/s" or "5000/h"'
+        )
+    return Rate(int(match[1]), _DURATION_UNITS_MS[match[2]] / 1000)
+
+
+def write_rate(rate: Rate) -> str:
+    """Write a rate as it was read."""
+    units = {ms / 1000: unit for unit, ms in _DURATION_UNITS_MS.items()}
+    return f"{rate.count}/{units[rate.period_s]}"
 
 
 @dataclass(frozen=True, slots=True)

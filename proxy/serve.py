@@ -16,6 +16,7 @@ import socket as sockets
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,8 @@ from proxy.hang_up import HangUps
 from proxy.reload import Reloader
 from proxy.web import tls as tls_towards_clients
 from proxy.web.control import SOCKET_NAME, control_app
-from proxy.web.entrance import Entrance
+from proxy.web.entrance import CONNECTIONS_MAX, Entrance
+from proxy.web.gate import Ceilings, Gate
 from proxy.web.hot import HotPath
 from proxy.web.pages import Pages, Readiness
 from proxy.web.rim import Rim
@@ -43,6 +45,10 @@ from proxy.web.start_page import StartPage
 logger = logging.getLogger(__name__)
 
 _UPKEEP_EVERY_S: Final = 5.0
+# Files that are neither clients nor upstreams: stores, listeners, what the system opens.
+_FILES_OF_OUR_OWN: Final = 64
+# Probes and scrapers: enough for them, too few to matter.
+_ADMIN_CONNECTIONS: Final = 64
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -103,19 +109,20 @@ async def _serve(
     async with AsyncExitStack() as stack:
         rooms = await stack.enter_async_context(house(settings, serving=True))
         readiness = Readiness()
-        urls = await open_doors(stack, settings, rooms, readiness, tls)
+        doors = await open_doors(stack, settings, rooms, readiness, tls)
         await _open_control(stack, settings.cache.dir, rooms)
         await _set_gauges(rooms)
         upkeep = asyncio.create_task(_upkeep(rooms))
         stack.push_async_callback(_end, upkeep)
-        adoptions = (*rooms.adoptions, _speak_as_loud, _show_certificate(tls))
+        receiving = _receiving(doors)
+        adoptions = (*rooms.adoptions, receiving, _speak_as_loud, _show_certificate(tls))
         telemetry = rooms.telemetry
         reloader = Reloader(reading, reread, adoptions, telemetry.config_was_read)
         # What is there by now stays; a collection among requests need not go over it each time.
         gc.collect()
         gc.freeze()
         readiness.ready = True
-        announce(urls)
+        announce(doors.urls)
         await _reload_until(stopping, reloader, hang_ups)
         readiness.ready, readiness.reason = False, "draining"
         rooms.patience.begin()
@@ -141,22 +148,33 @@ def _say_too_late() -> None:
     logger.warning("not reloaded: the proxy is about to stop")
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What is open to clients, and by which addresses."""
+
+    entrance: Entrance
+    gate: Gate
+    urls: list[str]
+
+
 async def open_doors(
     stack: AsyncExitStack,
     settings: Settings,
     rooms: House,
     readiness: Readiness,
     tls: ssl.SSLContext | None,
-) -> list[str]:
-    """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
+) -> Doors:
+    """Listen for clients, and on the admin address if there is one."""
     server = settings.server
     pages = pages_of(settings, rooms, readiness)
+    gate = Gate(_ceilings(settings), SystemClock())
     main = await _entrance(
         stack,
         settings,
         rooms,
-        application(rooms, pages, admin_only_elsewhere=server.admin_listen is not None),
+        application(rooms, pages, gate, admin_only_elsewhere=server.admin_listen is not None),
         tls,
+        _connections(settings),
     )
     scheme = "http" if tls is None else "https"
     urls = []
@@ -167,15 +185,51 @@ async def open_doors(
         {"http/1.1": main.http1_connections, "h2": main.http2_connections}
     )
     if server.admin_listen is not None:
-        admin_app = application(rooms, pages, admin_only_elsewhere=False)
+        admin_app = application(rooms, pages, gate, admin_only_elsewhere=False)
         # Probes and scrapers inside the site: this port speaks cleartext always.
-        admin = await _entrance(stack, settings, rooms, admin_app, None)
+        admin = await _entrance(stack, settings, rooms, admin_app, None, _ADMIN_CONNECTIONS)
         await admin.listen(
             server.admin_listen.host,
             server.admin_listen.port,
             both_families=_alone(server.admin_listen, server),
         )
-    return urls
+    return Doors(main, gate, urls)
+
+
+def _ceilings(settings: Settings) -> Ceilings:
+    limits = settings.limits
+    return Ceilings(
+        client_requests=limits.client_requests,
+        client_misses=limits.client_misses,
+        registry_requests=limits.registry_requests,
+        registry_misses=limits.registry_misses,
+    )
+
+
+def _connections(settings: Settings) -> int:
+    """Return how many clients there is room for: each may have a crate open, a file of its own."""
+    if settings.limits.connections is not None:
+        return settings.limits.connections
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return CONNECTIONS_MAX
+    upstreams = sum(upstream.connections for upstream in settings.upstreams.values())
+    left = files - upstreams - _FILES_OF_OUR_OWN
+    return max(_FILES_OF_OUR_OWN, min(CONNECTIONS_MAX, left // 2))
+
+
+def _receiving(doors: Doors) -> Adoption:
+    """Have clients limited by other limits."""
+
+    async def adopt(change: Change) -> Callable[[], None]:
+        def put_in_place() -> None:
+            doors.gate.set_ceilings(_ceilings(change.settings))
+            if change.touches("limits.connections"):
+                doors.entrance.set_connections(_connections(change.settings))
+
+        return put_in_place
+
+    return adopt
 
 
 def _alone(address: ListenAddress, server: ServerSettings) -> bool:
@@ -200,6 +254,7 @@ async def _entrance(
     rooms: House,
     app: web.Application,
     tls: ssl.SSLContext | None,
+    connections: int,
 ) -> Entrance:
     hot = HotPath(rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry)
     entrance = Entrance(
@@ -209,13 +264,16 @@ async def _entrance(
         h2c=settings.server.h2c,
         tls=tls,
         drain_s=settings.server.drain_s,
+        connections=connections,
     )
     await entrance.open()
     stack.push_async_callback(lambda: entrance.close(rooms.patience.left_s()))
     return entrance
 
 
-def application(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Application:
+def application(
+    rooms: House, pages: Pages, gate: Gate | None = None, *, admin_only_elsewhere: bool
+) -> web.Application:
     """Return what answers the requests of one listener."""
     rim = Rim(
         rooms.registries,
@@ -225,6 +283,7 @@ def application(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> we
         SystemClock(),
         rooms.telemetry,
         admin_only_elsewhere=admin_only_elsewhere,
+        gate=gate,
     )
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", rim.handle)

@@ -250,6 +250,10 @@ def test_equal_sources_make_equal_settings_and_a_new_token_different_ones(write:
         ("[cache]\nmemory = -1", "cache.memory", "between 0"),
         ("[limits]\nindex = 1.5", "limits.index", "a size"),
         ("[limits]\ncrate = true", "limits.crate", "a size"),
+        ("[limits]\nconnections = 0", "limits.connections", "between 1 and 1000000"),
+        ("[limits]\nclient_requests = '5'", "limits.client_requests", "a whole number"),
+        ("[limits]\nclient_misses = '0/m'", "limits.client_misses", "a rate"),
+        ("[limits]\nregistry_misses = 600", "limits.registry_misses", "600/m"),
         ("[log]\nlevel = 'INFO'", "log.level", '"debug", "info", "warning" or "error"'),
         ("[log]\nformat = 'text'", "log.format", '"console" or "json"'),
         ("[upstreams.company]", "upstreams.company.index", "required"),
@@ -895,6 +899,20 @@ UPSTREAM: Final = st.fixed_dictionaries(
         "connect_timeout": DURATIONS,
     },
 )
+COUNTS: Final = st.integers(1, 1_000_000)
+RATES: Final = st.builds("{}/{}".format, COUNTS, st.sampled_from("smhd"))
+LIMITS: Final = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": SIZES,
+        "crate": SIZES,
+        "connections": COUNTS,
+        "client_requests": COUNTS,
+        "client_misses": RATES,
+        "registry_requests": COUNTS,
+        "registry_misses": RATES,
+    },
+)
 Table = dict[str, object]
 
 
@@ -907,7 +925,7 @@ def configurations(draw: st.DrawFn, names: st.SearchStrategy[str] = NAMES) -> Ta
         "server": draw(SERVER),
         "cache": draw(CACHE),
         "state": draw(st.fixed_dictionaries({}, optional={"dir": PATHS})),
-        "limits": draw(st.fixed_dictionaries({}, optional={"index": SIZES, "crate": SIZES})),
+        "limits": draw(LIMITS),
         "log": draw(LOG),
         "upstreams": upstreams,
         "registries": registries,

@@ -1,7 +1,7 @@
 """What can go wrong, by whose fault it is. None of these means "does not exist".
 
 `UpstreamFailure` is the upstream's trouble, or the network's before it, in four kinds that the rim
-turns into 503, 502 and 504 by one table. `StoreFailure` is our disk's. `Refused` is our own word to
+turns into 503, 502 and 504 by one table. `StoreFailure` is our disk's. `TooMany` is our own word to
 the client. Messages are one line, name the upstream, and carry neither tokens nor query strings:
 cargo prints the first 512 bytes of them to a developer.
 """
@@ -97,6 +97,18 @@ class Offline(UpstreamFailure):
 
 class StoreFailure(Exception):
     """Our own disk cannot take or give something: full, read-only, failing."""
+
+
+class TooMany(Exception):
+    """One client or one registry asks for more than the operator lets it. Becomes 429.
+
+    `key` is the limit's key in the configuration.
+    """
+
+    def __init__(self, key: str, reason: str, *, retry_after_s: float) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)

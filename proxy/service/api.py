@@ -6,6 +6,7 @@ and with nobody else's. Nothing is cached, and nothing is changed: publishing go
 
 from proxy.core.events import Kind
 from proxy.ports import ApiAnswer
+from proxy.service.admission import Admit, freely
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
 
@@ -16,7 +17,9 @@ class Api:
     def __init__(self, configs: UpstreamConfigs) -> None:
         self._configs = configs
 
-    async def get(self, source: Source, rest: str, query: str) -> ApiAnswer | None:
+    async def get(
+        self, source: Source, rest: str, query: str, admit: Admit = freely
+    ) -> ApiAnswer | None:
         """Ask for `/api/v1<rest>?<query>`, both percent-encoded; None if there is no API.
 
         Raises UpstreamFailure. An error status of the API is an answer, not a failure.
@@ -27,6 +30,7 @@ class Api:
         url = f"{config.api}/api/v1{rest}"
         if query:
             url = f"{url}?{query}"
+        admit()
         return await source.ask(
             Kind.API,
             "api",

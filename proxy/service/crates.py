@@ -22,6 +22,7 @@ from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
 from proxy.core.sparse import checksums_of
 from proxy.ports import BlobStore, Clock, Named, Observer
+from proxy.service.admission import Admit, freely
 from proxy.service.download import Body, Download
 from proxy.service.indexes import Indexes
 from proxy.service.passthrough import Passage
@@ -86,15 +87,20 @@ class Crates:
         return len(self._downloads)
 
     async def open(
-        self, source: Source, crate: str, version: str, sha256: str | None
+        self,
+        source: Source,
+        crate: str,
+        version: str,
+        sha256: str | None,
+        admit: Admit = freely,
     ) -> CrateServed | NoSuchCrate:
         """Find the bytes of a version. Raises UpstreamFailure, never for absence."""
         named = Named(source.name, crate, version)
         async with patience(source):
-            digest = await self._digest(source, named, sha256)
+            digest = await self._digest(source, named, sha256, admit)
             if isinstance(digest, NoSuchCrate):
                 return digest
-            return await self._bring(source, named, digest)
+            return await self._bring(source, named, digest, admit)
 
     def hot(
         self, source: Source, crate: str, version: str, sha256: str | None
@@ -132,7 +138,9 @@ class Crates:
         blob.close()
         return None
 
-    async def _digest(self, source: Source, named: Named, sha256: str | None) -> str | NoSuchCrate:
+    async def _digest(
+        self, source: Source, named: Named, sha256: str | None, admit: Admit
+    ) -> str | NoSuchCrate:
         name = named.crate.lower()
         held = await self._indexes.held(source, name)
         digest = _choose(held, named, sha256)
@@ -141,7 +149,7 @@ class Crates:
         if sha256 is not None and await self._blobs.was_named(sha256, named):
             return sha256
         if not self._is_known_to_lack((named, sha256)):
-            refreshed = await self._indexes.refreshed(source, name, held)
+            refreshed = await self._indexes.refreshed(source, name, held, admit)
             digest = _choose(refreshed, named, sha256)
             if digest is not None:
                 return digest
@@ -166,7 +174,9 @@ class Crates:
             raise failure.with_traceback(None)
         self._mismatches.discard(key)
 
-    async def _bring(self, source: Source, named: Named, digest: str) -> CrateServed | NoSuchCrate:
+    async def _bring(
+        self, source: Source, named: Named, digest: str, admit: Admit = freely
+    ) -> CrateServed | NoSuchCrate:
         key = (source.name, digest)
         while True:
             landing = self._landings.get(key)
@@ -181,6 +191,7 @@ class Crates:
             url = await self._url(source, named, digest)
             if key in self._downloads or self._landings.get(key) != landing:
                 continue  # somebody else has begun meanwhile, or even ended
+            admit()
             if self._is_unstorable(key):
                 return await self._pass(source, named, digest, url)
             download = self._begin(source, named, digest, url)

@@ -7,8 +7,9 @@ decided in `proxy.core.freshness`, what may be believed in `proxy.core.sparse`.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from proxy.core import sparse
 from proxy.core.answers import Absent, Answer, Found, Snapshot, Unchanged
@@ -39,6 +40,7 @@ from proxy.core.freshness import (
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.names import index_path
 from proxy.ports import Clock, IndexStore, Observer, StateStore
+from proxy.service.admission import Admit, freely
 from proxy.service.flights import Flights, outcome
 from proxy.service.rendered import Rendered, render, with_snapshot
 from proxy.service.source import Source, patience
@@ -122,17 +124,18 @@ class Indexes:
         return len(self._flights)
 
     async def answer(
-        self, source: Source, name: str, *, insisting: bool
+        self, source: Source, name: str, *, insisting: bool, admit: Admit = freely
     ) -> IndexServed | IndexAbsent:
         """Answer one request for `name` (lower case). Raises UpstreamFailure: never for absence.
 
         `insisting`: the request is conditional, or comes from a client that asked so of late.
+        `admit` is asked where no file is held and no flight is on its way.
         """
         async with patience(source):
-            return await self._answer(source, name, insisting=insisting)
+            return await self._answer(source, name, insisting=insisting, admit=admit)
 
     async def _answer(
-        self, source: Source, name: str, *, insisting: bool
+        self, source: Source, name: str, *, insisting: bool, admit: Admit
     ) -> IndexServed | IndexAbsent:
         key = (source.name, name)
         if self._is_known_absent(key):
@@ -158,7 +161,7 @@ class Indexes:
                 how = How.STALE if decision.stale else How.HIT
                 return IndexServed(rendered, how, may_confirm=not decision.stale or failing)
             case Ask():
-                return await self._ask_and_wait(source, name, look, decision.patience_s)
+                return await self._ask_and_wait(source, name, look, decision.patience_s, admit)
 
     def hot(self, source: Source, name: str) -> Rendered | None:
         """Return the forms of `name` if they are in memory and fresh: the path without an await."""
@@ -173,10 +176,10 @@ class Indexes:
         return self._forms.get((source.name, name))
 
     async def _ask_and_wait(
-        self, source: Source, name: str, look: _Look, patience_s: float | None
+        self, source: Source, name: str, look: _Look, patience_s: float | None, admit: Admit
     ) -> IndexServed | IndexAbsent:
         held = look.rendered
-        task, began = self._ask(source, name, look)
+        task, began = self._ask(source, name, look, admit if held is None else freely)
         try:
             landed = await outcome(task, patience_s)
         except TimeoutError:
@@ -193,16 +196,25 @@ class Indexes:
         how = How.REVALIDATED if landed.unchanged else How.MISS
         return IndexServed(landed.rendered, how, may_confirm=True)
 
-    def _ask(self, source: Source, name: str, look: _Look) -> tuple[asyncio.Task[_Landed], bool]:
+    def _ask(
+        self, source: Source, name: str, look: _Look, admit: Admit = freely
+    ) -> tuple[asyncio.Task[_Landed], bool]:
         """Join the flight for a name, or begin one: `look` is what its beginner found held."""
-        return self._flights.join((source.name, name), lambda: self._fetch(source, name, look))
+
+        def begin() -> Coroutine[Any, Any, _Landed]:
+            admit()
+            return self._fetch(source, name, look)
+
+        return self._flights.join((source.name, name), begin)
 
     async def held(self, source: Source, name: str) -> Rendered | None:
         """Return what is held of `name`, however old, asking nobody."""
         rendered, _ = await self._held((source.name, name))
         return rendered
 
-    async def refreshed(self, source: Source, name: str, seen: Rendered | None) -> Rendered | None:
+    async def refreshed(
+        self, source: Source, name: str, seen: Rendered | None, admit: Admit = freely
+    ) -> Rendered | None:
         """Return `name` as the upstream has it now, None if absent. Raises UpstreamFailure.
 
         `seen` is what did not suffice. How long to wait is the caller's word.
@@ -210,7 +222,7 @@ class Indexes:
         if self._is_known_absent((source.name, name)):
             return None
         snapshot = seen.snapshot if seen is not None else None
-        task, _ = self._ask(source, name, _Look(seen, snapshot, _LONG_AGO))
+        task, _ = self._ask(source, name, _Look(seen, snapshot, _LONG_AGO), admit)
         landed = await outcome(task, None)
         return landed.rendered
 

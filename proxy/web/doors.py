@@ -7,7 +7,7 @@
 - Anything else: HTTP/1.1, by aiohttp's own protocol, which gets every byte of the connection.
 
 Only the first request of a connection is looked at. A connection that has not sent the head of it
-after `HEAD_TIMEOUT_S` is closed.
+after `Patience.head_s` is closed.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from typing import Final, cast
 
 from proxy.core.forwarded import AddressRules, is_trusted
 from proxy.core.upgrade import HEAD_MAX_BYTES, may_become_upgrade, upgrade_of
+from proxy.web.guests import Guest
 from proxy.web.http2.connection import Http2Connection
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEAD_TIMEOUT_S: Final = 20.0
 _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 )
@@ -31,22 +31,16 @@ _SWITCHING: Final = (
 class Rooms:
     """What lies behind the door: how each protocol is made for a new connection."""
 
-    http1: Callable[[], asyncio.Protocol]
-    http2: Callable[[], Http2Connection]
+    http1: Callable[[Guest], asyncio.Protocol]
+    http2: Callable[[Guest], Http2Connection]
 
 
 class Doorman(asyncio.Protocol):
-    """Receives a connection, and hands it on.
+    """Receives a connection, and hands it on. `h2c`: whether cleartext HTTP/2 is spoken."""
 
-    `waiting` has the connections that have not said yet what they speak; `h2c`: whether cleartext
-    HTTP/2 is spoken.
-    """
-
-    def __init__(
-        self, rooms: Rooms, addresses: AddressRules, waiting: set["Doorman"], *, h2c: bool
-    ) -> None:
+    def __init__(self, rooms: Rooms, addresses: AddressRules, guest: Guest, *, h2c: bool) -> None:
         self._rooms = rooms
-        self._waiting = waiting
+        self._guest = guest
         self._addresses = addresses
         self._h2c = h2c
         self._received = bytearray()
@@ -57,19 +51,13 @@ class Doorman(asyncio.Protocol):
         """Look at what TLS has agreed on; without TLS, wait for the first bytes."""
         # uvloop's transports have the interface and not the base class.
         transport = cast("asyncio.Transport", transport)
-        self._transport = transport
+        self._transport = self._guest.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
-            self._rooms.http2().begin(transport, None, b"")
+            self._rooms.http2(self._guest).begin(transport, None, b"")
             return
         loop = asyncio.get_running_loop()
-        self._timeout = loop.call_later(HEAD_TIMEOUT_S, transport.close)
-        self._waiting.add(self)
-
-    def abort(self) -> None:
-        """End a connection that has asked for nothing yet."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._timeout = loop.call_later(self._guest.patience.head_s, transport.close)
 
     def data_received(self, data: bytes) -> None:
         """Gather the first head, and decide as soon as it can be decided."""
@@ -81,7 +69,7 @@ class Doorman(asyncio.Protocol):
         if is_cleartext and self._h2c and received[:24] == PREFACE[: len(received)]:
             if len(received) >= len(PREFACE):
                 self._leave()
-                self._rooms.http2().begin(transport, None, bytes(received))
+                self._rooms.http2(self._guest).begin(transport, None, bytes(received))
             return
         end = received.find(b"\r\n\r\n")
         if end < 0 and len(received) < HEAD_MAX_BYTES and may_become_upgrade(bytes(received)):
@@ -93,9 +81,10 @@ class Doorman(asyncio.Protocol):
             )
             if upgrade is not None:
                 transport.write(_SWITCHING)
-                self._rooms.http2().begin(transport, upgrade, bytes(received[end + 4 :]))
+                http2 = self._rooms.http2(self._guest)
+                http2.begin(transport, upgrade, bytes(received[end + 4 :]))
                 return
-        http1 = self._rooms.http1()
+        http1 = self._rooms.http1(self._guest)
         transport.set_protocol(http1)
         http1.connection_made(transport)
         http1.data_received(bytes(received))
@@ -104,13 +93,13 @@ class Doorman(asyncio.Protocol):
         """The client left before it said anything."""
         del exc
         self._leave()
+        self._guest.leave()
 
     def eof_received(self) -> bool | None:
         """Close: a head that is not complete will not be."""
         return None
 
     def _leave(self) -> None:
-        self._waiting.discard(self)
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None

@@ -16,7 +16,7 @@ from aiohttp import hdrs, web
 
 from proxy.core import registry_config, routes
 from proxy.core.events import How, IndexSent, Kind, RequestMisdirected, RequestServed
-from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
+from proxy.core.failures import NoSuchCrate, StoreFailure, TooMany, UpstreamFailure
 from proxy.core.forwarded import (
     Address,
     AddressRules,
@@ -37,6 +37,7 @@ from proxy.service.journeys import Journeys
 from proxy.service.registry import Registry
 from proxy.web import replies
 from proxy.web.failures import told
+from proxy.web.gate import Ceilings, Gate, refusal
 from proxy.web.pages import Pages
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Rim:
         observer: Observer,
         *,
         admin_only_elsewhere: bool,
+        gate: Gate | None = None,
     ) -> None:
         self._registries = registries
         self._journeys = journeys
@@ -81,6 +83,7 @@ class Rim:
         self._clock = clock
         self._observer = observer
         self._admin_only_elsewhere = admin_only_elsewhere
+        self._gate = gate if gate is not None else Gate(Ceilings(), clock)
         self._warned_of_strangers = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -131,25 +134,13 @@ class Rim:
         try:
             if self._addresses.allowed_hosts:
                 check_host(_reached(request), self._addresses)
-            match route:
-                case routes.ConfigFile() | routes.IndexFile() | routes.CrateFile() if (
-                    request.method not in _READING
-                ):
-                    seen.how = How.REFUSED
-                    return _only_read_here()
-                case routes.ConfigFile():
-                    return self._config(request, registry, seen)
-                case routes.IndexFile():
-                    return await self._index(request, route, registry, seen)
-                case routes.CrateFile():
-                    return await self._crate(request, route, registry, seen)
-                case routes.ApiCall():
-                    return await self._api(request, route, registry, seen)
-                case _ as never:
-                    assert_never(never)
+            return await self._dispatch(request, route, registry, seen)
         except BadHost as problem:
             seen.how = How.REFUSED
             return replies.plain(400, str(problem), How.REFUSED)
+        except TooMany as limit:
+            seen.how = How.REFUSED
+            return refusal(limit, in_api=isinstance(route, routes.ApiCall))
         except (UpstreamFailure, StoreFailure) as failure:
             seen.how = How.ERROR
             return replies.failure(told(failure))
@@ -158,6 +149,26 @@ class Rim:
             logger.exception("a request failed: %s %s", request.method, seen.subject)
             seen.how = How.ERROR
             return replies.plain(500, "an error in the proxy; its log says more", How.ERROR)
+
+    async def _dispatch(
+        self, request: web.Request, route: InRegistry, registry: Registry, seen: _Seen
+    ) -> web.StreamResponse:
+        match route:
+            case routes.ConfigFile() | routes.IndexFile() | routes.CrateFile() if (
+                request.method not in _READING
+            ):
+                seen.how = How.REFUSED
+                return _only_read_here()
+            case routes.ConfigFile():
+                return self._config(request, registry, seen)
+            case routes.IndexFile():
+                return await self._index(request, route, registry, seen)
+            case routes.CrateFile():
+                return await self._crate(request, route, registry, seen)
+            case routes.ApiCall():
+                return await self._api(request, route, registry, seen)
+            case _ as never:
+                assert_never(never)
 
     def _client(self, request: web.Request) -> str:
         if self._addresses.trusted_proxies:
@@ -191,11 +202,13 @@ class Rim:
         rendered = self._journeys.indexes.hot(registry.source, route.name)
         how, may_confirm = How.HIT, True
         if rendered is None:
-            served = await self._journeys.indexes.answer(
-                registry.source,
-                route.name,
-                insisting=conditional or self._journeys.insistence.insists(seen.client),
-            )
+            with self._gate.place(seen.client, registry.name):
+                served = await self._journeys.indexes.answer(
+                    registry.source,
+                    route.name,
+                    insisting=conditional or self._journeys.insistence.insists(seen.client),
+                    admit=self._gate.admission(seen.client, registry.name),
+                )
             if isinstance(served, IndexAbsent):
                 seen.how = served.how
                 return replies.plain(404, f"{registry.name} has no crate {route.name}", served.how)
@@ -213,20 +226,25 @@ class Rim:
         if route.crate is None or route.version is None:
             seen.how = How.REFUSED
             return replies.plain(404, "this is no crate's address", How.REFUSED)
-        served = await self._journeys.crates.open(
-            registry.source, route.crate, route.version, route.sha256
-        )
-        if isinstance(served, NoSuchCrate):
-            seen.how = How.NEGATIVE
-            return replies.plain(404, served.message, How.NEGATIVE)
-        seen.how = served.how
-        try:
-            response, seen.sent_bytes = await replies.crate_file(
-                request, served, content_addressed=route.sha256 is not None
+        with self._gate.place(seen.client, registry.name):
+            served = await self._journeys.crates.open(
+                registry.source,
+                route.crate,
+                route.version,
+                route.sha256,
+                self._gate.admission(seen.client, registry.name),
             )
-        finally:
-            await served.aclose()
-        return response
+            if isinstance(served, NoSuchCrate):
+                seen.how = How.NEGATIVE
+                return replies.plain(404, served.message, How.NEGATIVE)
+            seen.how = served.how
+            try:
+                response, seen.sent_bytes = await replies.crate_file(
+                    request, served, content_addressed=route.sha256 is not None
+                )
+            finally:
+                await served.aclose()
+            return response
 
     async def _api(
         self, request: web.Request, route: routes.ApiCall, registry: Registry, seen: _Seen
@@ -240,9 +258,13 @@ class Rim:
                 How.REFUSED,
             )
         try:
-            answer = await self._journeys.api.get(
-                registry.source, route.rest, request.rel_url.raw_query_string
-            )
+            with self._gate.place(seen.client, registry.name):
+                answer = await self._journeys.api.get(
+                    registry.source,
+                    route.rest,
+                    request.rel_url.raw_query_string,
+                    self._gate.admission(seen.client, registry.name),
+                )
         except UpstreamFailure as failure:
             seen.how = How.ERROR
             said = told(failure)

@@ -132,7 +132,8 @@ class _Opener:
         tls = None
         if files is not None:
             tls = tls_towards_clients.server_context(files.certificate, files.key)
-        url, *_ = await serving.open_doors(self.stack, settings, rooms, readiness, tls)
+        doors = await serving.open_doors(self.stack, settings, rooms, readiness, tls)
+        url = doors.urls[0]
         port = urlsplit(url).port
         assert port is not None, url
         return Proxy(rooms, readiness, port, self.way, root / "cache", self.authority)

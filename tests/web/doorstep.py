@@ -5,6 +5,7 @@ the entrance by itself, which is what a drain is.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from proxy import compose
 from proxy import serve as serving
 from proxy.adapters.clock import SystemClock
 from proxy.config import Overrides, load
-from proxy.web.entrance import Entrance
+from proxy.web.entrance import CONNECTIONS_MAX, Entrance
+from proxy.web.guests import Patience
 from proxy.web.hot import HotPath
 from proxy.web.http2.limits import Http2Limits
 from proxy.web.pages import Readiness
@@ -46,6 +48,9 @@ async def doorstep(
     limits: Http2Limits | None = None,
     h2c: bool = True,
     server: Mapping[str, object] | None = None,
+    patience: Patience | None = None,
+    connections: int = CONNECTIONS_MAX,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Door]:
     """Open a house in front of `upstream` and listen on a port of the kernel's choice."""
     file = root / "holdfast.toml"
@@ -83,8 +88,10 @@ async def doorstep(
             hot,
             rooms.addresses,
             h2c=h2c,
-            tls=None,
+            tls=tls,
             drain_s=settings.server.drain_s,
+            connections=connections,
+            patience=patience or Patience(),
         )
         if limits is not None:
             entrance._limits = limits

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from proxy.web import doors
+from proxy.web.guests import Patience
 from proxy.web.http2.limits import Http2Limits
 from tests.web import http11
 from tests.web.conftest import crate_url, index_url
@@ -266,12 +266,12 @@ async def test_a_connection_that_asks_for_nothing_is_closed(
     ids=["nothing", "a letter", "half a head", "half a preface", "half a line"],
 )
 async def test_a_head_that_does_not_come_is_not_waited_for(
-    door: Door, beginning: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stocked: Registry, upstream: RegistryServer, beginning: bytes
 ) -> None:
-    monkeypatch.setattr(doors, "HEAD_TIMEOUT_S", 0.1)
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        assert await http11.raw(door.port, beginning) == b""
-    await everybody_is_gone(door)
+    async with doorstep(tmp_path, upstream, patience=Patience(head_s=0.1)) as door:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await http11.raw(door.port, beginning) == b""
+        await everybody_is_gone(door)
 
 
 @pytest.mark.parametrize("beginning", [b"", http2.PREFACE + http2.settings()])

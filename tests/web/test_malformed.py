@@ -17,6 +17,7 @@ import pytest
 
 from tests.web import http11
 from tests.web.conftest import Proxy, crate_url, index_url
+from tests.world import http2
 from tests.world.faults import unframed
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
@@ -70,6 +71,9 @@ BAD_REQUESTS: Mapping[str, bytes] = {
 }
 
 
+TOO_LARGE = ("long target", "long header", "many headers")
+
+
 @dataclass(slots=True)
 class Opened:
     """The paths of files that were opened in this process."""
@@ -100,7 +104,7 @@ def errors_of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-async def test_what_is_no_request_is_400_and_says_so_in_few_words(
+async def test_what_is_no_request_is_400_or_431_and_says_so_in_one_line_and_in_our_name(
     proxy: Proxy, upstream: RegistryServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, data in BAD_REQUESTS.items():
@@ -108,13 +112,38 @@ async def test_what_is_no_request_is_400_and_says_so_in_few_words(
         head, _, body = answer.partition(b"\r\n\r\n")
         version, status, *_ = head.split()
         assert version in (b"HTTP/1.0", b"HTTP/1.1"), (name, answer)
-        assert status == b"400", (name, answer)
+        assert status == (b"431" if name in TOO_LARGE else b"400"), (name, answer)
+        assert b"\r\nServer: holdfast/" in head, (name, answer)
+        assert b"aiohttp" not in answer
         assert len(body) < 512, name
+        assert body.count(b"\n") == 1, (name, answer)
         assert b"Traceback" not in answer
         assert b".py" not in answer
     assert upstream.requests() == ()
-    assert errors_of_ours(caplog) == []
+    # A client must not be able to fill the log.
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
     assert (await proxy.ask(CONFIG)).status == 200
+
+
+async def test_an_expectation_is_met_or_refused_in_our_name(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    miracle = get(CONFIG.encode(), HOST + b"Expect: a miracle\r\nConnection: close\r\n\r\n")
+    answer = await http11.raw(proxy.port, miracle, tls=proxy.tls)
+    assert answer.startswith(b"HTTP/1.1 417 ")
+    assert b"aiohttp" not in answer
+    publish = get(b"/crates-io/api/v1/crates/new", HOST + b"Expect: 100-continue\r\n" + CLOSE)
+    publish = publish.replace(b"GET ", b"PUT ").replace(HOST, b"", 1)
+    continued = await http11.raw(proxy.port, publish, tls=proxy.tls)
+    assert continued.startswith(b"HTTP/1.1 100 ")
+    for expected in ("100-continue", "a miracle"):
+        tls = proxy.authority.trusted("h2") if proxy.scheme == "https" else None
+        peer = await http2.Peer.connect(proxy.port, tls=tls)
+        fields = [*http2.asking(CONFIG), ("expect", expected)]
+        peer.send(http2.PREFACE, http2.settings(), http2.headers(1, fields))
+        assert (await peer.reply(1)).status == 200
+        peer.leave()
+    assert errors_of_ours(caplog) == []
 
 
 async def test_who_hangs_up_in_the_middle_of_a_request_is_forgotten(

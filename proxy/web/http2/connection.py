@@ -32,16 +32,21 @@ from jh2.events import (
 )
 from jh2.exceptions import ProtocolError
 
+from proxy.core.events import How
 from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
+from proxy.web.failures import RETRY_AFTER_S
+from proxy.web.guests import Guest
 from proxy.web.hot import HotPath
 from proxy.web.http2 import frames
+from proxy.web.http2.errands import Errands
 from proxy.web.http2.frames import Cutter, Question, TooLarge
 from proxy.web.http2.heads import HTTP2, Shapes, is_well_formed, message_of
 from proxy.web.http2.library import Library, goaway
 from proxy.web.http2.limits import Http2Limits, Nuisances
 from proxy.web.http2.sender import Sender
 from proxy.web.http2.stream import Stream, StreamWriter
+from proxy.web.replies import SERVER
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,15 @@ _COST: Final = {
 _BYTES_PER_EVENT: Final = 20_000
 _COST_OF_A_SILENT_BYTE: Final = 0.001
 _PREFACE_BYTES: Final = 24
+# What never waits for its turn, since answers may wait for it: a preface, settings, windows.
+_CONTROL_MAX_BYTES: Final = 256
+_NO_ROOM: Final = (
+    (":status", "503"),
+    ("server", SERVER),
+    ("retry-after", str(RETRY_AFTER_S)),
+    ("x-cache", How.REFUSED.value),
+    ("content-length", "0"),
+)
 
 
 class Http2Connection(asyncio.Protocol):
@@ -77,7 +91,8 @@ class Http2Connection(asyncio.Protocol):
         shapes: Shapes,
         limits: Http2Limits,
         crowd: set["Http2Connection"],
-        errands: set[asyncio.Task[None]],
+        errands: Errands,
+        guest: Guest,
     ) -> None:
         self._server = server
         self._hot = hot
@@ -85,6 +100,7 @@ class Http2Connection(asyncio.Protocol):
         self._limits = limits
         self._crowd = crowd
         self._errands = errands
+        self._guest = guest
         self._loop = asyncio.get_running_loop()
         self._h2 = Library(limits)
         self._cutter = Cutter(_PREFACE_BYTES)
@@ -96,6 +112,9 @@ class Http2Connection(asyncio.Protocol):
         self._greeted = False
         self._closing = False
         self._last_stream_id = 0
+        self._begun = 0.0
+        # What has come and is not looked at yet: see `_hold`.
+        self._held: list[bytes | Question] = []
         self._last_activity = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
 
@@ -108,7 +127,9 @@ class Http2Connection(asyncio.Protocol):
         peername = transport.get_extra_info("peername")
         self._client = peer_address(str(peername[0])) if isinstance(peername, tuple) else "local"
         transport.set_protocol(self)
+        self._begun = self._loop.time()
         self._crowd.add(self)
+        self._guest.sit(self)
         if upgrade is None:
             self._h2.initiate_connection()
         else:
@@ -127,6 +148,8 @@ class Http2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whatever was written for it is in vain."""
         del exc
+        self._guest.leave()
+        self._held.clear()
         self._crowd.discard(self)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -143,7 +166,7 @@ class Http2Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """There is room again."""
         self._sender.resume()
-        if not self._transport.is_closing():
+        if not self._held and not self._transport.is_closing():
             self._transport.resume_reading()
 
     async def drain(self) -> None:
@@ -151,6 +174,9 @@ class Http2Connection(asyncio.Protocol):
         if not self._closing:
             self._closing = True
             self._goaway(ErrorCodes.NO_ERROR)
+        # They begin in one of the next turns.
+        while any(stream.task is None for stream in self._streams.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
         tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
         if tasks:
             await asyncio.wait(tasks)
@@ -159,6 +185,29 @@ class Http2Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection and all its streams at once."""
         self._transport.abort()
+
+    def is_idle(self) -> bool:
+        """Whether the client waits for nothing and is owed nothing."""
+        at_rest = not self._streams and not self._held
+        return at_rest and not self._transport.get_write_buffer_size()
+
+    def dismiss(self) -> None:
+        """Tell the client to come again on another connection, and close."""
+        if not self._closing:
+            self._goaway(ErrorCodes.NO_ERROR)
+        self._end()
+
+    def look(self, now: float) -> None:
+        """Leave a client that does not begin, and cut streams whose body does not get on."""
+        patience = self._guest.patience
+        if not self._greeted and now - self._begun >= patience.head_s:
+            self.dismiss()
+            return
+        for stream in tuple(self._streams.values()):
+            if stream.dawdles(now, patience.least):
+                stream.lose()
+                self._streams.pop(stream.id, None)
+                self._reset(stream.id, ErrorCodes.CANCEL)
 
     def _end(self) -> None:
         """Close the connection; who does not read what is left for it waits no longer than that."""
@@ -197,15 +246,42 @@ class Http2Connection(asyncio.Protocol):
         except TooLarge:
             self._break(ErrorCodes.FRAME_SIZE_ERROR)
             return
-        for part in whole:
-            if isinstance(part, Question):
-                if not self._answer_at_once(part):
-                    self._feed(part.frame)
-            else:
-                self._feed(part)
+        if self._held:
+            self._held += whole
+        else:
+            self._take(whole)
+
+    def _take(self, parts: list[bytes | Question]) -> None:
+        for at, part in enumerate(parts):
+            if isinstance(part, Question) and self._answer_at_once(part):
+                continue
+            is_short = not isinstance(part, Question) and len(part) <= _CONTROL_MAX_BYTES
+            if self._errands.is_crowded() and not is_short:
+                self._hold(parts[at:])
+                break
+            self._feed(part.frame if isinstance(part, Question) else part)
             if self._transport.is_closing():
                 return
         self._flush()
+
+    def _hold(self, parts: list[bytes | Question]) -> None:
+        """Keep what asks for more than can be seen to now, and read no more until then."""
+        self._held = parts
+        self._transport.pause_reading()
+        self._errands.hold(self._take_up)
+
+    def _take_up(self) -> None:
+        """Go on with what was kept; the first of it is known not to be at hand."""
+        parts, self._held = self._held, []
+        if not parts or self._transport.is_closing():
+            return
+        part = parts[0]
+        self._feed(part.frame if isinstance(part, Question) else part)
+        if self._transport.is_closing():
+            return
+        self._take(parts[1:])
+        if not self._held and self._sender.is_writable:
+            self._transport.resume_reading()
 
     def _feed(self, data: bytes) -> None:
         """Feed the library whole frames, and do what its events say."""
@@ -336,6 +412,9 @@ class Http2Connection(asyncio.Protocol):
             self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
         self._last_stream_id = max(self._last_stream_id, stream_id)
+        if self._errands.is_full():
+            self._turn_away(stream_id, ended=ended)
+            return
         message = message_of(headers) if is_well_formed(headers, ended=ended) else None
         if message is None:
             self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
@@ -350,13 +429,17 @@ class Http2Connection(asyncio.Protocol):
             stream.payload = streams.StreamReader(
                 stream.protocol, self._limits.stream_window_bytes // 2, loop=self._loop
             )
-        stream.task = self._loop.create_task(self._serve(stream, message))
-        self._errands.add(stream.task)
-        stream.task.add_done_callback(self._errands.discard)
+        self._errands.begin(lambda: None if stream.gone else self._serve(stream, message))
+
+    def _turn_away(self, stream_id: int, *, ended: bool) -> None:
+        """Answer that there is no room for another request, without a handler."""
+        self._h2.send_headers(stream_id, list(_NO_ROOM), end_stream=True)
+        if not ended:
+            self._reset(stream_id, ErrorCodes.NO_ERROR)
 
     async def _serve(self, stream: Stream, message: RawRequestMessage) -> None:
         """Run the application's handler for one stream, to the end of its response."""
-        task = asyncio.current_task()
+        stream.task = task = asyncio.current_task()
         assert task is not None, "this is a task"
         try:
             request = self._server.request_factory(

@@ -133,6 +133,9 @@ def message_of(headers: Sequence[tuple[str, str]]) -> RawRequestMessage | None:
                 fields["Host"] = value
             case _ if name.startswith(":"):
                 pass
+            case "expect":
+                # aiohttp would answer in HTTP/1.1. Who expects goes on unasked (RFC 9110 10.1.1).
+                pass
             case _:
                 fields.add(name, value)
     if not _PATH.fullmatch(path) or not method.isascii() or not method.isalpha():

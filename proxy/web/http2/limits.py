@@ -20,6 +20,7 @@ class Http2Limits:
     nuisances_burst: int = 1000
     nuisances_per_s: float = 50.0
     stall_timeout_s: float = 60.0
+    stall_least_bytes: int = 16 * 1024
     idle_timeout_s: float = 180.0
 
 

@@ -2,8 +2,8 @@
 
 Bytes come from two sides: the library's frames, and ready answers that are written past it. Both
 are compressed with one table, so they are written in the order in which they were made. When the
-socket is full nobody writes, and who waits longer than a stall for a window or for the socket loses
-its stream.
+socket is full nobody writes. A stream is lost to who waits longer than a stall for the socket, or
+opens its windows for less than the least number of bytes in the time of one.
 """
 
 import asyncio
@@ -119,22 +119,18 @@ class Sender:
                 self.flush()
                 return
         unflushed = 0
+        until, owed = self._stall()
         while view:
-            window = self._h2.local_flow_control_window(stream.id)
-            if self._early_bytes is not None:
-                window = min(window, self._early_bytes)
-            if window <= 0:
+            size = self._send_frame(stream, view, end=end)
+            if not size:
                 self.flush()
-                await self._wait_for_window(stream)
+                await self._wait_for_window(stream, until)
                 continue
-            size = min(window, len(view), self._h2.max_outbound_frame_size)
-            last = size == len(view)
-            self._h2.send_data(stream.id, view[:size], end_stream=end and last)
-            stream.ended = end and last
             view = view[size:]
+            owed -= size
+            if owed <= 0:
+                until, owed = self._stall()
             unflushed += size
-            if self._early_bytes is not None:
-                self._early_bytes -= size
             if unflushed >= _FLUSH_BYTES:
                 self.flush()
                 unflushed = 0
@@ -147,21 +143,39 @@ class Sender:
             stream.ended = True
         self.flush()
 
+    def _send_frame(self, stream: Stream, view: memoryview, *, end: bool) -> int:
+        """Make one frame of what the windows let through; returns how many bytes that were."""
+        window: int = self._h2.local_flow_control_window(stream.id)
+        if self._early_bytes is not None:
+            window = min(window, self._early_bytes)
+        size = max(0, min(window, len(view), int(self._h2.max_outbound_frame_size)))
+        if size:
+            stream.ended = end and size == len(view)
+            self._h2.send_data(stream.id, view[:size], end_stream=stream.ended)
+            if self._early_bytes is not None:
+                self._early_bytes -= size
+        return size
+
     async def _turn(self, stream: Stream) -> None:
         """Wait until the socket takes bytes. Raises ConnectionResetError if the stream is gone."""
         if not self._writable.is_set():
-            await self._no_longer_than_a_stall(stream, self._writable)
+            await self._no_longer_than(self._stall()[0], stream, self._writable)
         if stream.gone:
             raise ConnectionResetError("the stream is gone")
 
-    async def _wait_for_window(self, stream: Stream) -> None:
+    async def _wait_for_window(self, stream: Stream, until: float) -> None:
         stream.window_opened.clear()
-        await self._no_longer_than_a_stall(stream, stream.window_opened)
+        await self._no_longer_than(until, stream, stream.window_opened)
         await self._turn(stream)
 
-    async def _no_longer_than_a_stall(self, stream: Stream, event: asyncio.Event) -> None:
+    def _stall(self) -> tuple[float, int]:
+        """Return when a stall that begins now is over, and how many bytes a client takes in it."""
+        until = asyncio.get_running_loop().time() + self._limits.stall_timeout_s
+        return until, self._limits.stall_least_bytes
+
+    async def _no_longer_than(self, until: float, stream: Stream, event: asyncio.Event) -> None:
         try:
-            async with asyncio.timeout(self._limits.stall_timeout_s):
+            async with asyncio.timeout_at(until):
                 await event.wait()
         except TimeoutError:
             self._reset(stream)

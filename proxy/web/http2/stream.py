@@ -12,6 +12,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.base_protocol import BaseProtocol
 from multidict import CIMultiDict
 
+from proxy.core.pace import LeastPace, Pace
+
 if TYPE_CHECKING:
     from proxy.web.http2.connection import Http2Connection
 
@@ -110,6 +112,8 @@ class Stream:
 
     __slots__ = (
         "_connection",
+        "_pace",
+        "_received",
         "_unacknowledged",
         "ended",
         "gone",
@@ -128,6 +132,8 @@ class Stream:
         loop = asyncio.get_running_loop()
         self._connection = connection
         self._unacknowledged = 0
+        self._pace = Pace()
+        self._received = 0
         self.id = stream_id
         self.gone = False
         self.ended = False
@@ -141,10 +147,18 @@ class Stream:
     def receive(self, data: bytes, flow_controlled_bytes: int) -> None:
         """Take some of the request's body."""
         self._unacknowledged += flow_controlled_bytes
+        self._received += len(data)
         if data:
             self.payload.feed_data(data)
         if not self.protocol._reading_paused:  # noqa: SLF001 - aiohttp's own flag between its parts
             self.acknowledge()
+
+    def dawdles(self, now: float, least: LeastPace) -> bool:
+        """Tell whether the request's body comes too slowly, and nobody but the client delays it."""
+        if self.request_ended or self.protocol._reading_paused:  # noqa: SLF001 - as in `receive`
+            self._pace.rest()
+            return False
+        return self._pace.is_too_slow(now, self._received, least)
 
     def acknowledge(self) -> None:
         """Open the window again for what has been taken."""
