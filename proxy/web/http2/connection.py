@@ -19,62 +19,34 @@ from jh2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
-    PingAckReceived,
-    PingReceived,
-    PriorityUpdated,
     RemoteSettingsChanged,
     RequestReceived,
-    SettingsAcknowledged,
     StreamEnded,
     StreamReset,
-    UnknownFrameReceived,
     WindowUpdated,
 )
 from jh2.exceptions import ProtocolError
 
-from proxy.core.events import How
 from proxy.core.forwarded import peer_address
 from proxy.core.upgrade import Upgrade
-from proxy.web.failures import RETRY_AFTER_S
 from proxy.web.guests import Guest
 from proxy.web.hot import HotPath
 from proxy.web.http2 import frames
 from proxy.web.http2.errands import Errands
 from proxy.web.http2.frames import Cutter, Question, TooLarge
+from proxy.web.http2.handling import NO_ROOM, Streams, handle
 from proxy.web.http2.heads import HTTP2, Shapes, is_well_formed, message_of
+from proxy.web.http2.idleness import Idleness
 from proxy.web.http2.library import Library, goaway
-from proxy.web.http2.limits import Http2Limits, Nuisances
+from proxy.web.http2.limits import COSTS, Http2Limits, Nuisances, cost_of_silence
 from proxy.web.http2.sender import Sender
-from proxy.web.http2.stream import Stream, StreamWriter
-from proxy.web.replies import SERVER
+from proxy.web.http2.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-# What each event costs its peer, in nuisances: see `proxy.web.http2.limits`.
-_COST: Final = {
-    WindowUpdated: 0.02,
-    StreamReset: 2.0,
-    RemoteSettingsChanged: 10.0,
-    SettingsAcknowledged: 10.0,
-    PingReceived: 1.0,
-    PingAckReceived: 1.0,
-    PriorityUpdated: 1.0,
-    UnknownFrameReceived: 1.0,
-}
-# Frames that lead to nothing, such as those for streams that have ended, are counted by their size;
-# no frame that leads to something is larger than this.
-_BYTES_PER_EVENT: Final = 20_000
-_COST_OF_A_SILENT_BYTE: Final = 0.001
 _PREFACE_BYTES: Final = 24
 # What never waits for its turn, since answers may wait for it: a preface, settings, windows.
 _CONTROL_MAX_BYTES: Final = 256
-_NO_ROOM: Final = (
-    (":status", "503"),
-    ("server", SERVER),
-    ("retry-after", str(RETRY_AFTER_S)),
-    ("x-cache", How.REFUSED.value),
-    ("content-length", "0"),
-)
 
 
 class Http2Connection(asyncio.Protocol):
@@ -105,7 +77,7 @@ class Http2Connection(asyncio.Protocol):
         self._h2 = Library(limits)
         self._cutter = Cutter(_PREFACE_BYTES)
         self._sender = Sender(self._h2, limits, self.reset)
-        self._streams: dict[int, Stream] = {}
+        self._streams = Streams()
         self._nuisances = Nuisances(limits, self._loop.time())
         self._transport: asyncio.Transport
         self._client = "local"
@@ -115,8 +87,7 @@ class Http2Connection(asyncio.Protocol):
         self._begun = 0.0
         # What has come and is not looked at yet: see `_hold`.
         self._held: list[bytes | Question] = []
-        self._last_activity = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idleness = Idleness(limits, self._is_unused, self.dismiss)
 
     # The beginning and the end
 
@@ -138,7 +109,7 @@ class Http2Connection(asyncio.Protocol):
         if window > 0:
             self._h2.increment_flow_control_window(window)
         self._flush()
-        self._watch_idleness()
+        self._idleness.watch()
         if upgrade is not None:
             self._request(1, list(upgrade.headers), ended=True)
             self._flush()
@@ -151,10 +122,10 @@ class Http2Connection(asyncio.Protocol):
         self._guest.leave()
         self._held.clear()
         self._crowd.discard(self)
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        self._idleness.end()
         self._closing = True
         self._sender.resume()
+        # Their handlers end by that, and take them from the list.
         for stream in tuple(self._streams.values()):
             stream.lose()
 
@@ -174,12 +145,7 @@ class Http2Connection(asyncio.Protocol):
         if not self._closing:
             self._closing = True
             self._goaway(ErrorCodes.NO_ERROR)
-        # They begin in one of the next turns.
-        while any(stream.task is None for stream in self._streams.values()):  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        tasks = [stream.task for stream in self._streams.values() if stream.task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._streams.all_handled()
         self._end()
 
     def abort(self) -> None:
@@ -205,8 +171,7 @@ class Http2Connection(asyncio.Protocol):
             return
         for stream in tuple(self._streams.values()):
             if stream.dawdles(now, patience.least):
-                stream.lose()
-                self._streams.pop(stream.id, None)
+                self._streams.lose(stream.id)
                 self._reset(stream.id, ErrorCodes.CANCEL)
 
     def _end(self) -> None:
@@ -216,26 +181,14 @@ class Http2Connection(asyncio.Protocol):
         self._closing = True
         self._flush()
         self._transport.close()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        self._idle_timer = self._loop.call_later(self._limits.stall_timeout_s, self.abort)
+        self._idleness.end(self.abort)
 
     def _goaway(self, code: ErrorCodes) -> None:
         self._flush()
         self._transport.write(goaway(self._last_stream_id, int(code)))
 
-    def _watch_idleness(self) -> None:
-        """Close a connection on which nothing has been asked for a while."""
-        now = self._loop.time()
-        if not self._streams and now - self._last_activity >= self._limits.idle_timeout_s:
-            if self._last_activity:
-                self._goaway(ErrorCodes.NO_ERROR)
-                self._end()
-                return
-            self._last_activity = now
-        self._idle_timer = self._loop.call_later(
-            self._limits.idle_timeout_s / 2, self._watch_idleness
-        )
+    def _is_unused(self) -> bool:
+        return not self._streams
 
     # What comes in
 
@@ -292,9 +245,7 @@ class Http2Connection(asyncio.Protocol):
             logger.debug("a client broke the protocol of HTTP/2: %s", error)
             self._close_broken()
             return
-        silent_bytes = len(data) - _BYTES_PER_EVENT * len(happened)
-        if silent_bytes > 0:
-            self._count(silent_bytes * _COST_OF_A_SILENT_BYTE)
+        self._count(cost_of_silence(len(data), len(happened)))
         for event in happened:
             self._happened(event)
             if self._transport.is_closing():
@@ -313,24 +264,22 @@ class Http2Connection(asyncio.Protocol):
                 if stream is not None:
                     stream.end_request()
             case WindowUpdated():
-                self._count(_COST[WindowUpdated])
-                self._opened(event.stream_id)
+                self._count(COSTS[WindowUpdated])
+                self._streams.open_windows(event.stream_id)
             case _:
                 self._control(event)
 
     def _control(self, event: Event) -> None:
         """Events that a peer can cause for nothing, and that no request waits for."""
-        self._count(_COST.get(type(event), 0))
+        self._count(COSTS.get(type(event), 0))
         match event:
             case StreamReset():
-                stream = self._streams.pop(event.stream_id, None)
-                if stream is not None:
-                    stream.lose()
+                self._streams.lose(event.stream_id)
             case RemoteSettingsChanged():
                 self._greeted = True
                 self._sender.greeted()
                 self._h2.learn_settings()
-                self._opened(0)
+                self._streams.open_windows(0)
             case ConnectionTerminated():
                 self._closing = True
                 if not self._streams:
@@ -349,9 +298,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _close_broken(self) -> None:
         self._closing = True
-        for stream in tuple(self._streams.values()):
-            stream.lose()
-        self._streams.clear()
+        self._streams.lose_all()
         self._end()
 
     def _data(self, event: DataReceived) -> None:
@@ -374,15 +321,6 @@ class Http2Connection(asyncio.Protocol):
             return  # the stream has ended meanwhile, and with it its window
         self._flush()
 
-    def _opened(self, stream_id: int) -> None:
-        if stream_id:
-            stream = self._streams.get(stream_id)
-            if stream is not None:
-                stream.window_opened.set()
-            return
-        for stream in self._streams.values():
-            stream.window_opened.set()
-
     # Requests
 
     def _answer_at_once(self, question: Question) -> bool:
@@ -401,13 +339,13 @@ class Http2Connection(asyncio.Protocol):
         )
         self._sender.add(pieces, len(block) + len(hot.body))
         self._last_stream_id = question.stream_id
-        self._last_activity = self._loop.time()
+        self._idleness.interrupt()
         self._nuisances.excuse()
         self._hot.sent(hot)
         return True
 
     def _request(self, stream_id: int, headers: list[tuple[str, str]], *, ended: bool) -> None:
-        self._last_activity = self._loop.time()
+        self._idleness.interrupt()
         if self._closing:
             self._reset(stream_id, ErrorCodes.REFUSED_STREAM)
             return
@@ -433,30 +371,14 @@ class Http2Connection(asyncio.Protocol):
 
     def _turn_away(self, stream_id: int, *, ended: bool) -> None:
         """Answer that there is no room for another request, without a handler."""
-        self._h2.send_headers(stream_id, list(_NO_ROOM), end_stream=True)
+        self._h2.send_headers(stream_id, list(NO_ROOM), end_stream=True)
         if not ended:
             self._reset(stream_id, ErrorCodes.NO_ERROR)
 
     async def _serve(self, stream: Stream, message: RawRequestMessage) -> None:
-        """Run the application's handler for one stream, to the end of its response."""
-        stream.task = task = asyncio.current_task()
-        assert task is not None, "this is a task"
+        """See one stream to the end of its response."""
         try:
-            request = self._server.request_factory(
-                message,
-                stream.payload,
-                stream.protocol,  # type: ignore[arg-type]
-                StreamWriter(stream),
-                task,
-            )
-            response = await self._server.request_handler(request)
-            await response.prepare(request)
-            await response.write_eof()
-        except ConnectionError:
-            pass  # the stream is gone, or the client is
-        except Exception:
-            # The boundary: what the handler let through is ours.
-            logger.exception("a request over HTTP/2 failed: %s", message.path)
+            await handle(self._server, stream, message)
         finally:
             self._finish(stream)
 
@@ -469,7 +391,7 @@ class Http2Connection(asyncio.Protocol):
             self._reset(stream.id, ErrorCodes.NO_ERROR)
         stream.acknowledge()
         self._streams.pop(stream.id, None)
-        self._last_activity = self._loop.time()
+        self._idleness.interrupt()
         if self._closing and not self._streams:
             self._end()
 

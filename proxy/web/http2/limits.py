@@ -6,7 +6,37 @@ back with time and with honest requests, and who has none left is told ENHANCE_Y
 goodbye.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from jh2 import events
+
+# What each event costs its peer, in nuisances.
+COSTS: Final[Mapping[type[Any], float]] = MappingProxyType(
+    {
+        events.WindowUpdated: 0.02,
+        events.StreamReset: 2.0,
+        events.RemoteSettingsChanged: 10.0,
+        events.SettingsAcknowledged: 10.0,
+        events.PingReceived: 1.0,
+        events.PingAckReceived: 1.0,
+        events.PriorityUpdated: 1.0,
+        events.UnknownFrameReceived: 1.0,
+    }
+)
+# No frame that leads to something is larger than this.
+_BYTES_PER_EVENT: Final = 20_000
+_COST_OF_A_SILENT_BYTE: Final = 0.001
+
+
+def cost_of_silence(received_bytes: int, happened: int) -> float:
+    """Return what bytes cost that led to so few events.
+
+    Frames that lead to nothing, as those for streams that have ended, are counted by their size.
+    """
+    return max(0, received_bytes - _BYTES_PER_EVENT * happened) * _COST_OF_A_SILENT_BYTE
 
 
 @dataclass(frozen=True, slots=True)
