@@ -31,6 +31,7 @@ from proxy.core.events import (
     IndexSent,
     IntegrityFailed,
     Kind,
+    MirrorSetAside,
     NameRemoved,
     NameReturned,
     OlderCopyAccepted,
@@ -171,6 +172,14 @@ class Telemetry(Observer):
             ("upstream", "turn"),
             registry=self._registry,
         )
+        self._aside = Counter(
+            "holdfast_set_aside_total",
+            "Times that an address of an upstream was contradicted by a digest, and set aside",
+            ("upstream",),
+            registry=self._registry,
+        )
+        for name in upstreams:
+            self._aside.labels(name)
         pairs = [(name, kind) for name in upstreams for kind in Kind]
         self._upstream_durations = {pair: durations.labels(*pair) for pair in pairs}
         self._received = {pair: received.labels(*pair) for pair in pairs}
@@ -253,14 +262,8 @@ class Telemetry(Observer):
                 self._tallies.sent(event.age_s)
             case UpstreamAsked():
                 self._asked(event)
-            case UpstreamFailed():
-                self._failed(event)
-            case UpstreamRecovered():
-                _say(
-                    logging.INFO,
-                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
-                    upstream=event.upstream,
-                )
+            case UpstreamFailed() | UpstreamRecovered() | MirrorSetAside():
+                self._upstream_turned(event)
             case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
                 self._name_turned(event)
             case IntegrityFailed():
@@ -327,6 +330,19 @@ class Telemetry(Observer):
         if event.outcome in ("found", "unchanged", "absent"):
             self._last_success[event.upstream].set(self._clock.now())
 
+    def _upstream_turned(self, event: UpstreamFailed | UpstreamRecovered | MirrorSetAside) -> None:
+        match event:
+            case UpstreamFailed():
+                self._failed(event)
+            case UpstreamRecovered():
+                _say(
+                    logging.INFO,
+                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
+                    upstream=event.upstream,
+                )
+            case MirrorSetAside():
+                self._set_aside(event)
+
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""
         _say(
@@ -335,6 +351,17 @@ class Telemetry(Observer):
             upstream=event.upstream,
             kind=event.kind.value,
             subject=event.subject,
+        )
+
+    def _set_aside(self, event: MirrorSetAside) -> None:
+        address = event.mirror or "its own address"
+        self._aside.labels(event.upstream).inc()
+        _say(
+            logging.ERROR,
+            f"{address} of {event.upstream} is not asked for {event.aside_for_s:.0f} s: "
+            f"{event.reason}",
+            upstream=event.upstream,
+            mirror=event.mirror,
         )
 
     def _name_turned(

@@ -30,7 +30,8 @@ class Api:
         return await source.ask(
             Kind.API,
             "api",
-            lambda: source.upstream.api_get(url),
+            lambda endpoint: endpoint.upstream.api_get(url),
             has_copy=False,
             received_bytes=lambda answer: len(answer.body),
+            endpoints=lambda: (source.first,),
         )

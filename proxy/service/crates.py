@@ -21,7 +21,8 @@ from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
 from proxy.core.sparse import checksums_of
 from proxy.ports import BlobStore, Clock, Named, Observer
-from proxy.service.download import Body, Download
+from proxy.service.download import Address, Body, Download
+from proxy.service.endpoint import Endpoint
 from proxy.service.indexes import Indexes
 from proxy.service.passthrough import Passage
 from proxy.service.rendered import Rendered
@@ -177,17 +178,21 @@ class Crates:
             if download is not None:
                 return await self._join(source, named, digest, download, How.COALESCED)
             self._refuse_known_mismatch(key)
-            url = await self._url(source, named, digest)
-            if key in self._downloads or self._landings.get(key) != landing:
-                continue  # somebody else has begun meanwhile, or even ended
+            if self._landings.get(key) != landing:
+                continue  # somebody else has begun and ended meanwhile
             if self._is_unstorable(key):
-                return await self._pass(source, named, digest, url)
-            download = self._begin(source, named, digest, url)
+                return await self._pass(source, named, digest)
+            download = self._begin(source, named, digest)
             return await self._join(source, named, digest, download, How.MISS)
 
-    async def _url(self, source: Source, named: Named, digest: str) -> str:
-        config = await self._configs.get(source)
-        return download_url(config.dl, named.crate, named.version, digest)
+    def _address(self, source: Source, named: Named, digest: str) -> Address:
+        """Return what tells where an endpoint has the file."""
+
+        async def address(endpoint: Endpoint) -> str:
+            config = await self._configs.get(source, endpoint)
+            return download_url(config.dl, named.crate, named.version, digest)
+
+        return address
 
     async def _join(
         self, source: Source, named: Named, digest: str, download: Download, how: How
@@ -209,12 +214,19 @@ class Crates:
             raise download.failure.with_traceback(None)
         if download.store_failed and not download.flows:
             reader.close()
-            return await self._pass(source, named, digest, download.url)
+            return await self._pass(source, named, digest)
         return CrateServed(reader, digest, how, seekable=False)
 
-    def _begin(self, source: Source, named: Named, digest: str, url: str) -> Download:
+    def _begin(self, source: Source, named: Named, digest: str) -> Download:
+        held = self._indexes.in_memory(source, named.crate.lower())
         download = Download(
-            source, self._blobs, self._observer, url=url, digest=digest, named=named
+            source,
+            self._blobs,
+            self._observer,
+            address=self._address(source, named, digest),
+            digest=digest,
+            named=named,
+            vouched_by=held.snapshot.validators.mirror if held is not None else "",
         )
         key = (source.name, digest)
         self._downloads[key] = download
@@ -235,7 +247,7 @@ class Crates:
 
     def _learn(self, key: Key, download: Download) -> None:
         now = self._clock.monotonic()
-        if isinstance(download.failure, ChecksumMismatch):
+        if isinstance(download.failure, ChecksumMismatch) and not download.elsewhere:
             self._mismatches.put(key, (now + MISMATCH_REMEMBERED_S, download.failure), 1)
         if download.store_failed:
             self._unstorable.put(key, now + DISK_DISTRUSTED_S, 1)
@@ -249,13 +261,11 @@ class Crates:
         while (download := self._downloads.get(key)) is not None:
             await download.landed.wait()
 
-    async def _pass(
-        self, source: Source, named: Named, digest: str, url: str
-    ) -> CrateServed | NoSuchCrate:
+    async def _pass(self, source: Source, named: Named, digest: str) -> CrateServed | NoSuchCrate:
         passage = Passage(
             source,
             self._observer,
-            url=url,
+            address=self._address(source, named, digest),
             digest=digest,
             subject=f"{named.crate} {named.version}",
         )

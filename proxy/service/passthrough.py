@@ -13,7 +13,8 @@ from proxy.core.answers import Absent
 from proxy.core.events import Kind
 from proxy.core.failures import UpstreamFailure
 from proxy.ports import CrateBody, Observer
-from proxy.service.download import HOLD_BACK_BYTES
+from proxy.service.download import HOLD_BACK_BYTES, Address
+from proxy.service.endpoint import Endpoint
 from proxy.service.proof import disproven
 from proxy.service.source import Source
 
@@ -22,11 +23,11 @@ class Passage:
     """One transfer for one client: a `Body` that is read in order, once."""
 
     def __init__(
-        self, source: Source, observer: Observer, *, url: str, digest: str, subject: str
+        self, source: Source, observer: Observer, *, address: Address, digest: str, subject: str
     ) -> None:
         self._source = source
         self._observer = observer
-        self._url = url
+        self._address = address
         self._digest = digest
         self._subject = subject
         self._stack = AsyncExitStack()
@@ -51,8 +52,9 @@ class Passage:
         if self.absent is None:
             await self._fill()
 
-    async def _ask(self) -> Absent | None:
-        body = await self._stack.enter_async_context(self._source.upstream.crate(self._url))
+    async def _ask(self, endpoint: Endpoint) -> Absent | None:
+        url = await self._address(endpoint)
+        body = await self._stack.enter_async_context(endpoint.upstream.crate(url))
         if isinstance(body, Absent):
             return body
         self._body = body

@@ -3,6 +3,7 @@
 from proxy.core.events import IntegrityFailed, Kind
 from proxy.core.failures import ChecksumMismatch, Misbehaved, UpstreamFailure
 from proxy.ports import Observer
+from proxy.service.endpoint import Endpoint
 from proxy.service.source import Source
 
 
@@ -32,3 +33,15 @@ def disproven(
         )
     source.note_failure(Kind.CRATE, subject, failure, news=False)
     return failure
+
+
+def accuse(source: Source, sender: Endpoint, vouched_by: str) -> bool:
+    """Set aside whoever is contradicted by a digest; tells whether another one can be asked.
+
+    `vouched_by` is who gave the index file: a mirror's address, or empty for the upstream. Where
+    the bytes came from one and their digest from another, the later in the order is accused.
+    """
+    witness = source.endpoint(vouched_by) or source.first
+    accused = max(sender, witness, key=source.endpoints.index)
+    failure = Misbehaved(f"{accused.upstream.name} was contradicted by a digest")
+    return source.set_aside(accused, failure) and accused is sender

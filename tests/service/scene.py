@@ -29,6 +29,8 @@ from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
 from proxy.service.crates import Crates, CrateServed
+from proxy.service.download import Address
+from proxy.service.endpoint import Endpoint
 from proxy.service.indexes import IndexAbsent, Indexes, IndexServed
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
@@ -102,6 +104,15 @@ class Got:
     size_bytes: int | None
 
 
+def always(url: str) -> Address:
+    """Return what says that every endpoint has the file at `url`."""
+
+    async def address(_: Endpoint) -> str:
+        return url
+
+    return address
+
+
 class Scene:
     """One house with its journeys, and the world around it."""
 
@@ -145,7 +156,12 @@ class Scene:
         self.blobs.restart(clean=clean)
         for name, source in list(self.sources.items()):
             self.sources[name] = Source(
-                source.upstream, source.terms, self.clock, self.observer, source.offline
+                source.upstream,
+                source.terms,
+                self.clock,
+                self.observer,
+                source.offline,
+                source.mirrors,
             )
         self.source = self.sources[self.source.name]
         self.open_house()

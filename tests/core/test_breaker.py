@@ -3,17 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.health import FIRST_BLOCK_S, MAX_BLOCK_S, UpstreamHealth
+from proxy.core.breaker import FIRST_BLOCK_S, MAX_BLOCK_S, Breaker
 
 
 def test_an_upstream_is_well_until_it_has_failed() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     assert not health.is_failing(0.0)
     assert health.answered(1.0) is None
 
 
 def test_after_a_failure_nobody_waits_for_two_seconds() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     health.failed(100.0)
     assert health.is_failing(100.0)
     assert health.is_failing(101.9)
@@ -21,7 +21,7 @@ def test_after_a_failure_nobody_waits_for_two_seconds() -> None:
 
 
 def test_a_clock_that_has_just_begun_is_a_clock() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     for now in (0.0, 3.0):
         health.failed(now)
         assert health.is_failing(now + 1.9)
@@ -30,7 +30,7 @@ def test_a_clock_that_has_just_begun_is_a_clock() -> None:
 
 
 def test_each_failure_of_a_new_attempt_doubles_the_time_up_to_half_a_minute() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     now, blocks = 100.0, []
     for _ in range(7):
         health.failed(now)
@@ -40,7 +40,7 @@ def test_each_failure_of_a_new_attempt_doubles_the_time_up_to_half_a_minute() ->
 
 
 def test_requests_that_fail_together_count_once() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     for _ in range(100):
         health.failed(100.0)
     health.failed(101.0)
@@ -50,7 +50,7 @@ def test_requests_that_fail_together_count_once() -> None:
 
 
 def test_an_answer_ends_it_and_tells_how_long_it_was() -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     health.failed(100.0)
     health.failed(103.0)
     assert health.answered(104.5) == 4.5
@@ -71,7 +71,7 @@ steps = st.lists(
 def test_copies_are_served_without_waiting_only_after_a_failure_of_late(
     history: list[tuple[str, float]],
 ) -> None:
-    health = UpstreamHealth()
+    health = Breaker()
     now, failures = 0.0, list[float]()
     for what, later in history:
         now += later
