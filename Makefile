@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+UV ?= uv
+COMPILE := $(UV) pip compile pyproject.toml --extra build --generate-hashes --no-header --no-emit-index-url \
+  --universal --python-version 3.11 -q
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
@@ -34,8 +37,10 @@ format: $(VENV)/.dev ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.dev ## resolve the dependencies anew into the two lock files
-	$(BIN)/python -m tools.lock
+lock: ## write the two lock files anew from pyproject.toml; ARGS=--upgrade takes newer versions
+	@command -v $(UV) >/dev/null || { echo "the locks are written by uv: install it, or set UV=" >&2; exit 1; }
+	$(COMPILE) -o requirements.lock $(ARGS)
+	$(COMPILE) --extra dev -o requirements-dev.lock $(ARGS)
 
 clean: ## remove the virtual environment and the tools' caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

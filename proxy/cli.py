@@ -146,13 +146,13 @@ def serve(
     with _exit_codes():
         overrides = Overrides(listen=tuple(listen or ()), cache_dir=cache_dir, offline=offline)
         settings = _settings(config, overrides)
-        from proxy import compose
+        from proxy import serve as serving
         from proxy.adapters import logs
         from proxy.adapters.cache_dir import CacheInUse, CacheTooNew
 
         logs.configure(settings.log.format, settings.log.level)
         try:
-            _run(lambda: compose.serve(settings, lambda urls: _announce(settings, urls)))
+            _run(lambda: serving.serve(settings, lambda urls: _announce(settings, urls)))
         except (CacheInUse, CacheTooNew) as error:
             raise _Stop(COULD_NOT, str(error)) from None
 

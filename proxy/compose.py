@@ -1,42 +1,30 @@
-"""The only file that names concrete classes: settings to objects, built and torn down in order.
+"""The composition root: settings to objects, built and torn down in order.
 
 `house` is the cache with its journeys and nothing listening: what a command needs that holds the
-cache by itself. `serve` adds the listeners, the control socket and the upkeep, and returns after a
-drain. Whatever was opened is closed in the opposite order, whatever goes wrong.
+cache by itself. This is the only file that names the adapters' concrete classes; what listens is
+in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever goes wrong.
 """
 
 import asyncio
-import contextlib
-import logging
-import os
-import resource
 import shutil
-import signal
-import socket as sockets
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
-
-from aiohttp import web
 
 from proxy import version
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
 from proxy.adapters.clock import SystemClock
-from proxy.adapters.control_client import short_path
 from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import Egress, EgressTerms
+from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
+from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
 from proxy.config import Settings, UpstreamSettings
-from proxy.config_values import ListenAddress
 from proxy.core.addresses import AddressGuard, Origin
-from proxy.core.failures import StoreFailure
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
@@ -51,19 +39,10 @@ from proxy.service.operations import Json, Operations
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
-from proxy.web import tls as tls_towards_clients
-from proxy.web.control import SOCKET_NAME, control_app
-from proxy.web.entrance import Entrance
-from proxy.web.hot import HotPath
-from proxy.web.pages import Pages, Readiness
-from proxy.web.rim import Rim
-
-logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
 _FIRST_BYTE_TIMEOUT_S: Final = 15.0
-_UPKEEP_EVERY_S: Final = 5.0
 # A command has no clients to drain: what it began may end.
 _COMMAND_PATIENCE_S: Final = 5.0
 
@@ -115,11 +94,13 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         state = SqliteStateStore(settings.state.dir)
         stack.push_async_callback(state.close)
         await state.open()
-        index_store = DiskIndexStore(
+        index_on_disk = DiskIndexStore(
             directory / "index", telemetry, max_body_bytes=settings.limits.index_bytes
         )
+        stack.push_async_callback(index_on_disk.close)
+        await index_on_disk.open()
+        index_store = BehindIndexStore(index_on_disk, telemetry)
         stack.push_async_callback(index_store.close)
-        await index_store.open()
         memory_bytes = settings.cache.memory_bytes // 2
         blobs = FileBlobStore(
             directory, _limits(settings, 0), telemetry, clock, memory_bytes=memory_bytes
@@ -127,15 +108,17 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(blobs.close)
         await blobs.open_store()
         blobs.set_limits(_limits(settings, (await blobs.usage()).stored_bytes))
+        # Opened before whatever asks, and so closed after what that has under way.
+        contexts = TlsContexts()
+        sources = {
+            name: await _source(stack, name, settings, clock, telemetry, contexts)
+            for name in settings.upstreams
+        }
         indexes = Indexes(index_store, state, clock, telemetry, memory_bytes=memory_bytes)
         patience = Patience(settings.server.drain_s if serving else _COMMAND_PATIENCE_S)
         stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
-        sources = {
-            name: await _source(stack, name, settings, clock, telemetry)
-            for name in settings.upstreams
-        }
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -146,7 +129,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock)),
+            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
             housekeeping=housekeeping,
             operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
             telemetry=telemetry,
@@ -177,7 +160,12 @@ def _limits(settings: Settings, stored_bytes: int) -> Limits:
 
 
 async def _source(
-    stack: AsyncExitStack, name: str, settings: Settings, clock: SystemClock, telemetry: Telemetry
+    stack: AsyncExitStack,
+    name: str,
+    settings: Settings,
+    clock: SystemClock,
+    telemetry: Telemetry,
+    contexts: TlsContexts,
 ) -> Source:
     upstream = settings.upstreams[name]
     adapter: Upstream
@@ -185,7 +173,8 @@ async def _source(
         adapter = OfflineUpstream(name)
     else:
         guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard))
+        terms = _egress_terms(upstream)
+        egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
         adapter = HttpUpstream(
             _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
         )
@@ -235,180 +224,3 @@ def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -
         first_byte_timeout_s=min(_FIRST_BYTE_TIMEOUT_S, upstream.idle_timeout_s),
         idle_timeout_s=upstream.idle_timeout_s,
     )
-
-
-async def serve(settings: Settings, announce: Callable[[list[str]], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `announce` gets the addresses when all is up.
-
-    Raises what `house` raises, and OSError where an address cannot be listened on.
-    """
-    _raise_file_limit()
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    files = settings.server.tls
-    tls = None
-    if files is not None:
-        tls = tls_towards_clients.server_context(files.certificate, files.key)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(settings, tls))
-    async with AsyncExitStack() as stack:
-        rooms = await stack.enter_async_context(house(settings, serving=True))
-        readiness = Readiness()
-        urls = await _open_doors(stack, settings, rooms, readiness, tls)
-        await _open_control(stack, settings.cache.dir, rooms)
-        await _set_gauges(rooms)
-        upkeep = asyncio.create_task(_upkeep(rooms))
-        stack.push_async_callback(_end, upkeep)
-        readiness.ready = True
-        announce(urls)
-        await stopping.wait()
-        readiness.ready, readiness.reason = False, "draining"
-        rooms.patience.begin()
-        logger.info(
-            "draining: no new connections, %s s for what is under way", settings.server.drain_s
-        )
-
-
-async def _open_doors(
-    stack: AsyncExitStack,
-    settings: Settings,
-    rooms: House,
-    readiness: Readiness,
-    tls: ssl.SSLContext | None,
-) -> list[str]:
-    """Listen for clients, and on the admin address if there is one; returns the clients' URLs."""
-    server = settings.server
-    pages = Pages(readiness, rooms.telemetry.render, sorted(rooms.registries))
-    main = await _entrance(
-        stack,
-        settings,
-        rooms,
-        _app(rooms, pages, admin_only_elsewhere=server.admin_listen is not None),
-        tls,
-    )
-    scheme = "http" if tls is None else "https"
-    urls = []
-    for address in server.listen:
-        port = await main.listen(address.host, address.port)
-        urls.append(f"{scheme}://{ListenAddress(address.host, port)}/")
-    rooms.telemetry.watch_connections(
-        {"http/1.1": main.http1_connections, "h2": main.http2_connections}
-    )
-    if server.admin_listen is not None:
-        admin_app = _app(rooms, pages, admin_only_elsewhere=False)
-        # Probes and scrapers inside the site: this port speaks cleartext always.
-        admin = await _entrance(stack, settings, rooms, admin_app, None)
-        await admin.listen(server.admin_listen.host, server.admin_listen.port)
-    return urls
-
-
-async def _entrance(
-    stack: AsyncExitStack,
-    settings: Settings,
-    rooms: House,
-    app: web.Application,
-    tls: ssl.SSLContext | None,
-) -> Entrance:
-    hot = HotPath(rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry)
-    entrance = Entrance(
-        app,
-        hot,
-        rooms.addresses,
-        h2c=settings.server.h2c,
-        tls=tls,
-        drain_s=settings.server.drain_s,
-    )
-    await entrance.open()
-    stack.push_async_callback(lambda: entrance.close(rooms.patience.left_s()))
-    return entrance
-
-
-def _app(rooms: House, pages: Pages, *, admin_only_elsewhere: bool) -> web.Application:
-    rim = Rim(
-        rooms.registries,
-        rooms.journeys,
-        pages,
-        rooms.addresses,
-        SystemClock(),
-        rooms.telemetry,
-        admin_only_elsewhere=admin_only_elsewhere,
-    )
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", rim.handle)
-    return app
-
-
-async def _open_control(stack: AsyncExitStack, directory: Path, rooms: House) -> None:
-    runner = web.AppRunner(
-        control_app(rooms.operations), access_log=None, handle_signals=False, shutdown_timeout=0
-    )
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    path = directory / SOCKET_NAME
-    path.unlink(missing_ok=True)
-    bound = stack.enter_context(short_path(path))
-    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-    listener.setblocking(False)
-    # The mode is set before anybody can connect: the mask makes the file, not a later chmod.
-    mask = os.umask(0o177)
-    try:
-        listener.bind(bound)
-    finally:
-        os.umask(mask)
-    stack.callback(path.unlink, missing_ok=True)
-    await web.SockSite(runner, listener).start()
-
-
-async def _upkeep(rooms: House) -> None:
-    """Keep the gauges of the cache up to date."""
-    while True:
-        await asyncio.sleep(_UPKEEP_EVERY_S)
-        with contextlib.suppress(StoreFailure):
-            # A store in trouble has said so itself; the gauges keep their last values.
-            await _set_gauges(rooms)
-
-
-async def _set_gauges(rooms: House) -> None:
-    stored = await rooms.housekeeping.stats()
-    telemetry = rooms.telemetry
-    blobs = stored.blobs
-    telemetry.set_cache(
-        "blobs", used=blobs.stored_bytes, entries=blobs.blobs, limit=blobs.limit_bytes
-    )
-    telemetry.set_cache(
-        "memory-blobs", used=blobs.memory_bytes, entries=None, limit=blobs.memory_limit_bytes
-    )
-    telemetry.set_cache("index", used=stored.index_bytes, entries=stored.index_entries, limit=None)
-    memory = rooms.journeys.indexes.memory
-    telemetry.set_cache(
-        "memory-index", used=memory.used_bytes, entries=len(memory), limit=memory.limit_bytes
-    )
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-def _reload(settings: Settings, tls: ssl.SSLContext | None) -> None:
-    """Read the certificate again; whatever else has changed needs a restart in this version."""
-    files = settings.server.tls
-    if tls is None or files is None:
-        logger.warning("SIGHUP: only the certificate of server.tls is reloaded, and there is none")
-        return
-    try:
-        tls_towards_clients.load(tls, files.certificate, files.key)
-    except tls_towards_clients.CertificateRefused as refused:
-        logger.error("SIGHUP: the certificate in use stays: %s", refused)  # noqa: TRY400
-    else:
-        logger.info("SIGHUP: the certificate was read again")
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each client and each crate is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

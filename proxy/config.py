@@ -9,10 +9,10 @@ crates.io on 127.0.0.1:8080. The rules between keys are here:
 - A client certificate and its key come together.
 - Where a token would let anybody on the network read a private registry, `access` must be written.
 
-What is not here: the keys themselves (`config_keys`), how values are written (`config_values`),
-where they come from (`config_sources`), and what is printed (`config_show`). Certificates are
-opened where they are used. The environment is an argument, save that the user's own folders are
-platformdirs' word; `load` opens the file it is given, and those that hold secrets.
+What is not here: the keys themselves (`config_keys`), how values are written (`config_values`,
+`config_addresses`), where they come from (`config_sources`), and what is printed (`config_show`).
+Certificates are opened where they are used. The environment is an argument, save that the user's
+own folders are platformdirs' word; `load` opens the file it is given, and those that hold secrets.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -27,29 +27,31 @@ from pydantic import (
     ValidationInfo,
 )
 
-from proxy.config_sources import Kind, Shapes
-from proxy.config_values import (
+from proxy.config_addresses import (
     SPARSE,
     ListenAddress,
-    MinFree,
     Network,
+    parse_forward_proxy,
+    parse_index,
+    parse_network,
+    parse_public_url,
+    parse_reachable_host,
+    parse_served_host,
+)
+from proxy.config_sources import Kind, Shapes
+from proxy.config_values import (
+    MinFree,
     Secret,
     TlsFiles,
     ValueRefused,
     parse_absent_status,
     parse_contact,
     parse_duration,
-    parse_forward_proxy,
-    parse_index,
     parse_min_free,
-    parse_network,
     parse_path,
     parse_positive_duration,
     parse_positive_size,
-    parse_public_url,
-    parse_reachable_host,
     parse_secret,
-    parse_served_host,
     parse_size,
     parse_tls,
     write_duration,

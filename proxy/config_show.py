@@ -20,8 +20,11 @@ from typing import Final
 from pydantic import BaseModel
 
 from proxy.config import CRATES_IO, ConfigError, Settings
+from proxy.config_addresses import SPARSE, ListenAddress, parse_public_url
 from proxy.config_sources import suggestion
-from proxy.config_values import SPARSE, ListenAddress, ValueRefused, parse_public_url
+from proxy.config_values import (
+    ValueRefused,
+)
 
 _CRATES_IO_INDEX: Final = "sparse+https://index.crates.io/"
 _PREAMBLE: Final = """\

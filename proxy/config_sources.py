@@ -24,7 +24,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from proxy.config_values import ValueRefused, parse_text
+from proxy.config_values import (
+    ValueRefused,
+    parse_text,
+)
 
 PREFIX: Final = "HOLDFAST__"
 Location = tuple[str | int, ...]

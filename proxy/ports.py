@@ -225,6 +225,14 @@ class BlobUsage:
     strangers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a removal came upon: the blobs that were stored, and the bytes that they took up."""
+
+    blobs: int
+    freed_bytes: int
+
+
 class BlobStore(Protocol):
     """Crate files by SHA-256. Only proven bytes are ever returned.
 
@@ -263,8 +271,8 @@ class BlobStore(Protocol):
         """Return the digests named by an upstream, of one crate (in any case) or of all."""
         ...
 
-    async def remove(self, digests: Iterable[str]) -> int:
-        """Remove blobs, from memory too; returns the bytes freed. Raises StoreFailure."""
+    async def remove(self, digests: Iterable[str]) -> Removed:
+        """Remove blobs, from memory too; returns what was there. Raises StoreFailure."""
         ...
 
     async def make_room(self) -> int:

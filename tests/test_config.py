@@ -15,18 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.config import ConfigError, Overrides, Settings, load
+from proxy.config_addresses import ListenAddress, parse_index, parse_public_url
 from proxy.config_keys import key_shapes
 from proxy.config_show import redacted_toml
 from proxy.config_sources import Kind
 from proxy.config_values import (
-    ListenAddress,
     MinFree,
     Secret,
     ValueRefused,
     parse_duration,
-    parse_index,
     parse_min_free,
-    parse_public_url,
     parse_size,
     write_duration,
     write_min_free,

@@ -2,7 +2,8 @@
 
 Laid out as the contract says: `blobs/sha256/ab/cd/<hex>`, `drafts/`, `quarantine/<hex>`. A path is
 made of a digest and of nothing else. Files that are not ours are left where they are and counted,
-except in `drafts`, which is emptied at every start.
+except in `drafts`, which is emptied at every start. The quarantine is for whoever wants to know
+what went wrong with the last few: what was put there first goes first.
 
 All functions block and belong in a thread; they raise OSError. Nothing is mapped into memory: a
 file cut short under a mapping kills the process. Links are not followed, and a pipe under a
@@ -31,6 +32,7 @@ _NO_FILE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTD
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HASHED_AT_ONCE: Final = 1 << 20
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+QUARANTINE_MAX_BYTES: Final = 256 * 2**20
 _NEW_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -96,14 +98,17 @@ def digest_of(fd: int) -> str:
 class BlobFiles:
     """The files under one cache directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, quarantine_max_bytes: int = QUARANTINE_MAX_BYTES
+    ) -> None:
         self.directory = directory
+        self._quarantine_max_bytes = quarantine_max_bytes
         self._blobs = directory / "blobs" / "sha256"
         self._drafts = directory / "drafts"
         self._quarantine = directory / "quarantine"
 
     def prepare(self) -> None:
-        """Make the folders, and empty `drafts`.
+        """Make the folders, empty `drafts`, and hold the quarantine to its limit.
 
         A full disk is no reason not to start: what is missing is made when it is needed. What
         cannot be removed from `drafts` is in nobody's way.
@@ -120,6 +125,7 @@ class BlobFiles:
             else:
                 with contextlib.suppress(OSError):
                     Path(left.path).unlink()
+        self._trim_quarantine()
 
     def open(self, digest: str) -> Opened | None:
         """Open a blob for reading; None if no regular file is there."""
@@ -195,6 +201,23 @@ class BlobFiles:
         if (found.st_dev, found.st_ino) == identity:
             _make_folders(self._quarantine)
             place.rename(self._quarantine / digest)
+            self._trim_quarantine()
+
+    def _trim_quarantine(self) -> None:
+        """Keep the newest, up to the limit; what cannot be removed is in nobody's way."""
+        found = []
+        for entry in _listed(self._quarantine):
+            if is_sha256(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    # The time of the move: a file's own time is that of its download.
+                    found.append((status.st_ctime_ns, on_disk(status.st_size), entry.path))
+        kept_bytes = 0
+        for _, size_bytes, path in sorted(found, reverse=True):
+            kept_bytes += size_bytes
+            if kept_bytes > self._quarantine_max_bytes:
+                with contextlib.suppress(OSError):
+                    Path(path).unlink()
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Return those digests at whose places nothing is."""

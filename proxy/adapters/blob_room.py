@@ -3,7 +3,8 @@
 `proxy.core.room` says how much must go; here is how it goes. One reservation at a time looks and
 evicts, a slice of blobs after the other, so that two of them never evict for one need; and it waits
 for its own need alone. What must go beyond that goes behind its back, in slices that others'
-reservations come between.
+reservations come between. Where there is room, nobody waits for anybody: those who come together
+share one look at the file system.
 
 What drafts have written already is no longer free on the file system, and is not counted against
 its free space a second time. Free space is measured once per eviction and then calculated: a file
@@ -13,9 +14,9 @@ nothing. A blob that cannot be removed is counted as used, and tried again when 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from proxy.adapters.blob_files import Unlinked
 from proxy.adapters.disk_threads import DiskThreads, told
@@ -60,7 +61,7 @@ class Room:
         threads: DiskThreads,
         observer: Observer,
         *,
-        measure_free: Callable[[], Awaitable[int]],
+        measure_free: Callable[[], Coroutine[Any, Any, int]],
         remove: Callable[[dict[str, int]], Awaitable[Unlinked]],
     ) -> None:
         self.limits = limits
@@ -73,6 +74,7 @@ class Room:
         self._measure_free = measure_free
         self._remove = remove
         self._lock = asyncio.Lock()
+        self._measuring: asyncio.Task[int] | None = None
         self._slack_bytes = 0
         self._is_closed = False
 
@@ -86,8 +88,12 @@ class Room:
             raise StoreFailure(
                 f"no room for {wanted_bytes} bytes: the store may hold {self.limits.max_size_bytes}"
             )
-        async with self._lock:
-            await self._evict_for(wanted_bytes)
+        free_bytes = await self._free_bytes()
+        if self._lock.locked() or self._excess(free_bytes, wanted_bytes) is not None:
+            async with self._lock:
+                await self._evict_for(wanted_bytes)
+                self.reserved_bytes += wanted_bytes
+        else:
             self.reserved_bytes += wanted_bytes
 
     async def make_room(self) -> int:
@@ -161,7 +167,10 @@ class Room:
             self._observer.observe(Evicted(tally.reason, tally.blobs, tally.freed_bytes))
 
     async def _free_bytes(self) -> int:
-        return await self._measure_free() + self.written_bytes
+        """Measure what is free, once for all who want to know it at the same time."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = self._threads.begin(self._measure_free())
+        return await asyncio.shield(self._measuring) + self.written_bytes
 
     def _excess(self, free_bytes: int, wanted_bytes: int) -> Excess | None:
         usage = Usage(self._ledger.totals.stored_bytes, self.reserved_bytes, free_bytes)

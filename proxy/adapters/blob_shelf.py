@@ -107,7 +107,8 @@ class BlobShelf:
             self._observer.observe(told("opening a blob", failure))
             return None
         if opened is None:
-            await self._found_missing(digest)
+            # Whoever asks need not wait for the row to go, if there is one at all.
+            self._threads.begin(self._found_missing(digest))
             return None
         try:
             is_good = await self._prove(digest, opened)

@@ -46,6 +46,7 @@ from proxy.ports import (
     Draft,
     Named,
     Observer,
+    Removed,
 )
 
 _WORKERS: Final = 4
@@ -174,7 +175,7 @@ class FileBlobStore(BlobStore):
         """Return what an upstream named, be it stored or not."""
         return await self._ledger.digests_of(upstream, crate)
 
-    async def remove(self, digests: Iterable[str]) -> int:
+    async def remove(self, digests: Iterable[str]) -> Removed:
         """Remove all of these that can be removed, and then raise if some could not."""
         wanted = [digest for digest in dict.fromkeys(digests) if is_sha256(digest)]
         blobs = freed_bytes = 0
@@ -191,7 +192,7 @@ class FileBlobStore(BlobStore):
                 self._observer.observe(Evicted("purge", blobs, freed_bytes))
         if refused:
             raise StoreFailure(f"removing blobs: {next(iter(refused.values()))}")
-        return freed_bytes
+        return Removed(blobs, freed_bytes)
 
     async def make_room(self) -> int:
         """Evict what was used longest ago, a little below the limits."""

@@ -257,33 +257,44 @@ def disarm(directory: Path) -> None:
     Raises Unusable for what cannot be one of ours.
     """
     database = directory / DATABASE
-    for path in directory.glob(DATABASE + "*"):
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise Unusable(f"{path.name} is not a file")
+    only_files(directory)
     if not database.exists():
         return
     connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     with contextlib.closing(connection):
-        # Names in a damaged schema need not be UTF-8.
-        connection.text_factory = bytes
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("BEGIN IMMEDIATE")
-        for kind, name in _schema(connection):
-            if kind == b"trigger":
-                connection.execute(f"DROP TRIGGER {_quoted(name)}")
-            elif kind == b"table" and name in _COLUMNS:
-                _check_columns(connection, name)
-            elif not (kind == b"index" and name in _INDEXES):
-                raise Unusable(f"it has a {kind!r} called {name!r}")
+        for name in inspect(connection):
+            connection.execute(f"DROP TRIGGER {_quoted(name)}")
         if any(True for _ in _schema(connection, b"Settings")):
             connection.execute("DELETE FROM Settings")
         connection.execute("COMMIT")
 
 
+def only_files(directory: Path) -> None:
+    """Refuse a database that is not a file, or has something else beside it. Raises Unusable."""
+    for path in directory.glob(DATABASE + "*"):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise Unusable(f"{path.name} is not a file")
+
+
+def inspect(connection: sqlite3.Connection) -> list[bytes]:
+    """Return the triggers of a database. Raises Unusable for what cannot be one of ours."""
+    triggers = []
+    for kind, name in _schema(connection):
+        if kind == b"trigger":
+            triggers.append(name)
+        elif kind == b"table" and name in _COLUMNS:
+            _check_columns(connection, name)
+        elif not (kind == b"index" and name in _INDEXES):
+            raise Unusable(f"it has a {kind!r} called {name!r}")
+    return triggers
+
+
 def _schema(
     connection: sqlite3.Connection, name: bytes | None = None
 ) -> Iterator[tuple[bytes, bytes]]:
-    rows = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    rows = _as_bytes(connection, "SELECT type, name FROM sqlite_master")
     for kind, found in rows:
         # SQLite keeps these names for itself: statistics and the indexes behind UNIQUE.
         if found.startswith(b"sqlite_"):
@@ -293,9 +304,19 @@ def _schema(
 
 
 def _check_columns(connection: sqlite3.Connection, table: bytes) -> None:
-    columns = connection.execute(f"PRAGMA table_xinfo({table.decode()})").fetchall()
+    columns = _as_bytes(connection, f"PRAGMA table_xinfo({table.decode()})")
     if [name for _, name, *_ in columns] != _COLUMNS[table]:
         raise Unusable(f"the columns of {table!r} are not diskcache's")
+
+
+def _as_bytes(connection: sqlite3.Connection, statement: str) -> list[Any]:
+    """Return rows whose texts are bytes: names in a damaged schema need not be UTF-8."""
+    before = connection.text_factory
+    connection.text_factory = bytes
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.text_factory = before
 
 
 def _quoted(name: bytes) -> str:

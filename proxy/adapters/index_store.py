@@ -9,10 +9,13 @@ Each snapshot is two rows (`proxy.adapters.index_rows`), `m:<upstream>/<name>` a
 that is broken is a miss, is reported, and is thrown away.
 
 All that is here can be fetched again, so a database that cannot be used is moved aside, to
-`index.corrupt-<n>` (the last one is kept for whoever wants to know why), and a new one begun:
-at opening, and later when a write meets the damage. A disk that is full, read-only or failing is
-another matter: the database stays, reads are misses where they must be, writes are StoreFailure,
-and the next write tries to open it anew.
+`index.corrupt-<n>`, and a new one begun: at opening, and later when a write meets the damage. The
+last one is kept for whoever wants to know why, unless it is large.
+
+A disk that is full, read-only or failing is another matter: the database stays, reads are misses
+where they must be, writes are StoreFailure, and the next write tries to open it anew. A database
+that such a disk does not let us open is read all the same (`proxy.adapters.index_reading`) until
+then.
 
 What a snapshot means, and whether it may be served, is `proxy.core.freshness`.
 """
@@ -37,6 +40,7 @@ from proxy.adapters.index_disk import (
     is_lack_of_room,
     open_rows,
 )
+from proxy.adapters.index_reading import ReadOnlyRows
 from proxy.adapters.index_rows import (
     Damaged,
     Metadata,
@@ -54,6 +58,8 @@ from proxy.ports import IndexStore, Observer
 
 MAX_BODY_BYTES: Final = 64 * 2**20
 
+CORRUPT_MAX_BYTES: Final = 256 * 2**20
+
 _PAGE_NAMES: Final = 1000
 _OPENING: Final = "open the index store"
 
@@ -63,21 +69,29 @@ T = TypeVar("T")
 class DiskIndexStore(IndexStore):
     """Snapshots in the folder `directory`, which belongs to one process at a time.
 
-    Bodies above `max_body_bytes` are neither stored nor, should one be recorded, inflated.
+    Bodies above `max_body_bytes` are neither stored nor, should one be recorded, inflated. A broken
+    database above `corrupt_max_bytes` is not kept beside the new one.
     """
 
     def __init__(
-        self, directory: Path, observer: Observer, *, max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        directory: Path,
+        observer: Observer,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        corrupt_max_bytes: int = CORRUPT_MAX_BYTES,
     ) -> None:
         self._directory = directory
         self._observer = observer
         self._max_body_bytes = max_body_bytes
+        self._corrupt_max_bytes = corrupt_max_bytes
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="index")
         self._closed = False
         # Put here by the thread, handed to the observer on the event loop.
         self._events: deque[Event] = deque()
         # The rest is the thread's alone.
         self._cache: RowCache | None = None
+        self._read_only: ReadOnlyRows | None = None
         self._suspect = False
 
     async def open(self) -> Self:
@@ -161,7 +175,7 @@ class DiskIndexStore(IndexStore):
         except DISK_ERRORS:
             return None
 
-    def _read(self, cache: RowCache, key: str) -> Snapshot | None:
+    def _read(self, cache: RowCache | ReadOnlyRows, key: str) -> Snapshot | None:
         row = cache.get(f"m:{key}")
         if row is None:
             return None
@@ -204,9 +218,8 @@ class DiskIndexStore(IndexStore):
 
     def _usage(self) -> tuple[int, int]:
         cache = self._readable()
-        entries = stored_bytes = 0
-        with contextlib.suppress(*DISK_ERRORS):
-            stored_bytes = sum(path.stat().st_size for path in self._directory.iterdir())
+        entries = 0
+        stored_bytes = _size_bytes(self._directory)
         if cache is not None:
             with contextlib.suppress(*DISK_ERRORS):
                 entries = cache.count_between("m:", _past("m:"))
@@ -216,19 +229,37 @@ class DiskIndexStore(IndexStore):
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+        self._end_reading()
 
-    def _readable(self) -> RowCache | None:
-        if self._cache is None:
+    def _readable(self) -> RowCache | ReadOnlyRows | None:
+        if self._cache is None and self._read_only is None:
             try:
                 self._cache = self._open()
             except StoreFailure as failure:
                 self._events.append(StoreFailed(_OPENING, str(failure)))
-        return self._cache
+                self._begin_reading()
+        return self._read_only if self._cache is None else self._cache
+
+    def _begin_reading(self) -> None:
+        with contextlib.suppress(*DISK_ERRORS):
+            self._read_only = ReadOnlyRows(self._directory)
+
+    def _end_reading(self) -> None:
+        if self._read_only is not None:
+            self._read_only.close()
+            self._read_only = None
 
     def _writable(self) -> RowCache:
         if self._cache is None or self._suspect or not self._cache.is_in_place():
+            # The one that reads may hold the lock that the other needs.
+            self._end_reading()
+            try:
+                cache = self._open()
+            except StoreFailure:
+                if self._cache is None:
+                    self._begin_reading()
+                raise
             # Only once there is another does a connection that can still read go.
-            cache = self._open()
             self._close()
             self._cache = cache
             self._suspect = False
@@ -276,8 +307,19 @@ class DiskIndexStore(IndexStore):
                 f"cannot move the broken index store aside: {_one_line(error)}"
             ) from error
         self._events.append(StoreFailed(_OPENING, f"{reason}; moved aside to {target.name}"))
-        for path in earlier.values():
+        doomed = [*earlier.values()]
+        if _size_bytes(target) > self._corrupt_max_bytes:
+            doomed.append(target)
+        for path in doomed:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _size_bytes(directory: Path) -> int:
+    """Return the sizes of its files together; 0 where they cannot be looked at."""
+    try:
+        return sum(path.lstat().st_size for path in directory.iterdir())
+    except OSError:
+        return 0
 
 
 def _set_aside(directory: Path) -> dict[int, Path]:

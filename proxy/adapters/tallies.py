@@ -77,6 +77,7 @@ class Tallies(Collector):
             for status in range(2, 6)
         }
         self._age = _Spread(_AGE_BUCKETS_S)
+        self._misdirections = 0
 
     def count(self, event: RequestServed) -> None:
         """Count one request."""
@@ -84,6 +85,10 @@ class Tallies(Collector):
         tally.requests += 1
         tally.sent_bytes += event.sent_bytes
         tally.durations.add(event.duration_s)
+
+    def misdirected(self) -> None:
+        """Count a request that led to nothing of ours."""
+        self._misdirections += 1
 
     def sent(self, age_s: float) -> None:
         """Count an index file that was sent, by the age of the upstream's last word on it."""
@@ -99,6 +104,8 @@ class Tallies(Collector):
             labels = (name, kind.value, how.value, _CLASSES[status - 2])
             requests.add_metric(labels, tally.requests)
             sent[name, kind] = sent.get((name, kind), 0) + tally.sent_bytes
+        # No registry can be called "", and no client makes a label.
+        requests.add_metric(("", "", How.REFUSED.value, "4xx"), self._misdirections)
         yield requests
         durations = HistogramMetricFamily(
             "holdfast_request_duration_seconds",

@@ -8,7 +8,6 @@ is one warning at its beginning and one line at its end.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from prometheus_client import (
@@ -24,6 +23,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from proxy.adapters.tallies import DURATION_BUCKETS_S, Tallies
+from proxy.adapters.totals import RegistryTotals, Totals
 from proxy.core.events import (
     Event,
     Evicted,
@@ -36,10 +36,12 @@ from proxy.core.events import (
     NameReturned,
     OlderCopyAccepted,
     OlderCopyRefused,
+    RequestMisdirected,
     RequestServed,
     StoreFailed,
     UpstreamAsked,
     UpstreamFailed,
+    UpstreamReceived,
     UpstreamRecovered,
 )
 from proxy.ports import Clock, Observer
@@ -83,24 +85,6 @@ _TURNS: Final = {
     ),
 }
 _SERVED_FROM_HERE: Final = (How.HIT, How.STALE, How.REVALIDATED, How.COALESCED)
-
-
-@dataclass(slots=True)
-class RegistryTotals:
-    """What one registry has done since the start."""
-
-    requests: int = 0
-    served_from_here: int = 0
-    sent_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """What has been done since the start, for `stats`."""
-
-    registries: dict[str, RegistryTotals] = field(default_factory=dict)
-    upstream_received_bytes: dict[str, int] = field(default_factory=dict)
-    upstream_requests: dict[str, int] = field(default_factory=dict)
 
 
 class Telemetry(Observer):
@@ -258,10 +242,12 @@ class Telemetry(Observer):
         match event:
             case RequestServed():
                 self._request(event)
+            case RequestMisdirected():
+                self._misdirected(event)
             case IndexSent():
                 self._tallies.sent(event.age_s)
-            case UpstreamAsked():
-                self._asked(event)
+            case UpstreamAsked() | UpstreamReceived():
+                self._upstream_gave(event)
             case UpstreamFailed() | UpstreamRecovered() | MirrorSetAside():
                 self._upstream_turned(event)
             case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
@@ -321,14 +307,32 @@ class Telemetry(Observer):
                 subject=event.subject,
             )
 
+    def _misdirected(self, event: RequestMisdirected) -> None:
+        self._tallies.misdirected()
+        if logger.isEnabledFor(logging.DEBUG):
+            _say(
+                logging.DEBUG,
+                f"{event.status} {How.REFUSED} {event.path}",
+                how=How.REFUSED.value,
+                status=event.status,
+                duration_ms=round(event.duration_s * 1000, 2),
+                client=event.client,
+                path=event.path,
+            )
+
     def _asked(self, event: UpstreamAsked) -> None:
         self._upstream_requests[event.upstream, event.kind, event.outcome].inc()
         self._upstream_durations[event.upstream, event.kind].observe(event.duration_s)
-        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self._came(event)
         self.totals.upstream_requests[event.upstream] += 1
-        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
         if event.outcome in ("found", "unchanged", "absent"):
             self._last_success[event.upstream].set(self._clock.now())
+
+    def _upstream_gave(self, event: UpstreamAsked | UpstreamReceived) -> None:
+        if isinstance(event, UpstreamAsked):
+            self._asked(event)
+        else:
+            self._came(event)
 
     def _upstream_turned(self, event: UpstreamFailed | UpstreamRecovered | MirrorSetAside) -> None:
         match event:
@@ -342,6 +346,10 @@ class Telemetry(Observer):
                 )
             case MirrorSetAside():
                 self._set_aside(event)
+
+    def _came(self, event: UpstreamAsked | UpstreamReceived) -> None:
+        self._received[event.upstream, event.kind].inc(event.received_bytes)
+        self.totals.upstream_received_bytes[event.upstream] += event.received_bytes
 
     def _failed(self, event: UpstreamFailed) -> None:
         consequence = "; what is held is served" if event.served_stale else ""

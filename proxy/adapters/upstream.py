@@ -91,7 +91,8 @@ class HttpUpstream(Upstream):
         url = self._terms.index_url + path
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns)
+                await stack.enter_async_context(self._egress.turns.for_index())
+                self._egress.expect_more(URL(url, encoded=True))
                 response = await self._follow(stack, url, headers, new_connection=new_connection)
                 if response.status == 304:  # noqa: PLR2004 - Not Modified
                     if validators == NO_VALIDATORS:
@@ -137,7 +138,7 @@ class HttpUpstream(Upstream):
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         try:
             async with asyncio.timeout(_API_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns)
+                await stack.enter_async_context(self._egress.turns.for_index())
                 response = await self._follow(stack, url, headers)
                 body = await self._read(response, _API_MAX_BYTES)
         except TimeoutError:
@@ -148,7 +149,7 @@ class HttpUpstream(Upstream):
         """Wait for a connection to come free; given back with `stack`."""
         try:
             async with asyncio.timeout(_CRATE_TIMEOUT_S):
-                await stack.enter_async_context(self._egress.turns)
+                await stack.enter_async_context(self._egress.turns.for_crates())
         except TimeoutError:
             raise self._timed_out() from None
 

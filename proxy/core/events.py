@@ -50,6 +50,19 @@ class RequestServed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestMisdirected:
+    """A request was refused that led to no registry and no page of ours.
+
+    `path` is what the client wrote, without the query: no label and no name of anything.
+    """
+
+    status: int
+    duration_s: float
+    client: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class IndexSent:
     """An index file was sent; how old the upstream's last word on it was."""
 
@@ -64,6 +77,15 @@ class UpstreamAsked:
     kind: Kind
     outcome: str
     duration_s: float
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamReceived:
+    """Bytes came from an upstream after the request for them had been told of."""
+
+    upstream: str
+    kind: Kind
     received_bytes: int
 
 
@@ -164,8 +186,10 @@ class Evicted:
 
 Event = (
     RequestServed
+    | RequestMisdirected
     | IndexSent
     | UpstreamAsked
+    | UpstreamReceived
     | UpstreamFailed
     | UpstreamRecovered
     | MirrorSetAside

@@ -12,10 +12,11 @@ middle by a failing disk must not be cut there a second time.
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from proxy.core.events import How
-from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure
+from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure, UpstreamFailure
 from proxy.core.freshness import NEGATIVE_FRESH_S
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
@@ -246,11 +247,15 @@ class Crates:
             await download.land()
 
     def _learn(self, key: Key, download: Download) -> None:
-        now = self._clock.monotonic()
-        if isinstance(download.failure, ChecksumMismatch) and not download.elsewhere:
-            self._mismatches.put(key, (now + MISMATCH_REMEMBERED_S, download.failure), 1)
+        if download.failure is not None and not download.elsewhere:
+            self._remember_mismatch(key, download.failure)
         if download.store_failed:
-            self._unstorable.put(key, now + DISK_DISTRUSTED_S, 1)
+            self._unstorable.put(key, self._clock.monotonic() + DISK_DISTRUSTED_S, 1)
+
+    def _remember_mismatch(self, key: Key, failure: UpstreamFailure) -> None:
+        if isinstance(failure, ChecksumMismatch):
+            until = self._clock.monotonic() + MISMATCH_REMEMBERED_S
+            self._mismatches.put(key, (until, failure), 1)
 
     def _is_unstorable(self, key: Key) -> bool:
         until = self._unstorable.get(key)
@@ -268,6 +273,7 @@ class Crates:
             address=self._address(source, named, digest),
             digest=digest,
             subject=f"{named.crate} {named.version}",
+            disproved=partial(self._remember_mismatch, (source.name, digest)),
         )
         try:
             await passage.begin()

@@ -59,7 +59,10 @@ class GcResult:
 
 @dataclass(slots=True)
 class PurgeResult:
-    """What purge forgot. `unknown` names what it was told to purge and does not hold."""
+    """What purge forgot: what was stored, not what was ever named.
+
+    `unknown` names what it was told to purge and does not hold.
+    """
 
     index_files: int = 0
     blobs: int = 0
@@ -229,8 +232,9 @@ class Housekeeping:
             names = await self._blobs.names_of(digest)
             if all(name.upstream == upstream for name in names):
                 alone.append(digest)
-        result.freed_bytes += await self._blobs.remove(alone)
-        result.blobs += len(alone)
+        removed = await self._blobs.remove(alone)
+        result.freed_bytes += removed.freed_bytes
+        result.blobs += removed.blobs
 
     async def stats(self) -> StoredStats:
         """Say what is stored."""

@@ -46,7 +46,11 @@ from proxy.service.rendered import Rendered, render, with_snapshot
 from proxy.service.source import Source, patience
 
 _NEGATIVES_MAX: Final = 10_000
+_LANDINGS_MAX: Final = 10_000
 _OFF_LOOP_BYTES: Final = 64 * 1024
+
+# Of what is told by somebody else: it is looked at again.
+_LONG_AGO: Final = (-1, -1)
 
 Key = tuple[str, str]
 
@@ -75,6 +79,15 @@ class _Landed:
     unchanged: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was found held of a name, and what had happened before the look."""
+
+    rendered: Rendered | None
+    snapshot: Snapshot | None
+    moment: tuple[int | None, int]
+
+
 class Indexes:
     """The index files of all upstreams. For one event loop."""
 
@@ -96,6 +109,9 @@ class Indexes:
         self._negatives: MemoryTier[Key, float] = MemoryTier(_NEGATIVES_MAX)
         # Whoever finds that this has grown meanwhile may have read what is to be forgotten.
         self._forgettings = 0
+        # The number of the last landing of each name, to the same end.
+        self._landings: MemoryTier[Key, int] = MemoryTier(_LANDINGS_MAX)
+        self._landed = 0
 
     @property
     def memory(self) -> MemoryTier[Key, Rendered]:
@@ -123,7 +139,8 @@ class Indexes:
         key = (source.name, name)
         if self._is_known_absent(key):
             return IndexAbsent(How.NEGATIVE)
-        rendered, snapshot = await self._held(key)
+        look = await self._look(key)
+        rendered, snapshot = look.rendered, look.snapshot
         if self._is_known_absent(key):
             return IndexAbsent(How.NEGATIVE)
         decision = plan(
@@ -139,13 +156,11 @@ class Indexes:
                     return IndexAbsent(How.NEGATIVE)
                 failing = source.is_failing()
                 if decision.refresh and not failing:
-                    self._ask(source, name, snapshot)
+                    self._ask(source, name, look)
                 how = How.STALE if decision.stale else How.HIT
                 return IndexServed(rendered, how, may_confirm=not decision.stale or failing)
             case Ask():
-                return await self._ask_and_wait(
-                    source, name, rendered, snapshot, decision.patience_s
-                )
+                return await self._ask_and_wait(source, name, look, decision.patience_s)
 
     def hot(self, source: Source, name: str) -> Rendered | None:
         """Return the forms of `name` if they are in memory and fresh: the path without an await."""
@@ -160,14 +175,10 @@ class Indexes:
         return self._forms.get((source.name, name))
 
     async def _ask_and_wait(
-        self,
-        source: Source,
-        name: str,
-        held: Rendered | None,
-        seen: Snapshot | None,
-        patience_s: float | None,
+        self, source: Source, name: str, look: _Look, patience_s: float | None
     ) -> IndexServed | IndexAbsent:
-        task, began = self._ask(source, name, seen)
+        held = look.rendered
+        task, began = self._ask(source, name, look)
         try:
             landed = await outcome(task, patience_s)
         except TimeoutError:
@@ -185,14 +196,14 @@ class Indexes:
         return IndexServed(landed.rendered, how, may_confirm=True)
 
     def _ask(
-        self, source: Source, name: str, seen: Snapshot | None, *, suffices: bool = True
+        self, source: Source, name: str, look: _Look, *, suffices: bool = True
     ) -> tuple[asyncio.Task[_Landed], bool]:
-        """Join the flight for a name, or begin one: `seen` is what its beginner found held.
+        """Join the flight for a name, or begin one: `look` is what its beginner found held.
 
         `suffices`: whether that would do for now.
         """
         return self._flights.join(
-            (source.name, name), lambda: self._fetch(source, name, seen, suffices=suffices)
+            (source.name, name), lambda: self._fetch(source, name, look, suffices=suffices)
         )
 
     async def held(self, source: Source, name: str) -> Rendered | None:
@@ -208,9 +219,17 @@ class Indexes:
         if self._is_known_absent((source.name, name)):
             return None
         snapshot = seen.snapshot if seen is not None else None
-        task, _ = self._ask(source, name, snapshot, suffices=False)
+        task, _ = self._ask(source, name, _Look(seen, snapshot, _LONG_AGO), suffices=False)
         landed = await outcome(task, None)
         return landed.rendered
+
+    async def _look(self, key: Key) -> _Look:
+        moment = self._moment(key)
+        return _Look(*await self._held(key), moment)
+
+    def _moment(self, key: Key) -> tuple[int | None, int]:
+        """Say what has happened to a name: while it says the same, what was found is true."""
+        return self._landings.get(key), self._forgettings
 
     async def _held(self, key: Key) -> tuple[Rendered | None, Snapshot | None]:
         rendered = self._forms.get(key)
@@ -241,16 +260,16 @@ class Indexes:
         self._negatives.discard(key)
         return False
 
-    async def _fetch(
-        self, source: Source, name: str, seen: Snapshot | None, *, suffices: bool
-    ) -> _Landed:
+    async def _fetch(self, source: Source, name: str, look: _Look, *, suffices: bool) -> _Landed:
         """Ask the upstream for one name, and learn: the body of a flight.
 
         Where another flight has landed since its beginner looked, that is the answer.
         """
         key = (source.name, name)
-        forgettings = self._forgettings
-        rendered, held = await self._held(key)
+        seen = look.snapshot
+        if look.moment != self._moment(key):
+            look = await self._look(key)
+        rendered, held, forgettings = look.rendered, look.snapshot, look.moment[1]
         if self._is_known_absent(key):
             return _Landed(None, unchanged=False)
         if held is not None and held != seen and is_fresh(held, source.terms, self._clock.now()):
@@ -311,6 +330,8 @@ class Indexes:
         self, key: Key, held: Rendered | None, learned: Learned, *, unchanged: bool
     ) -> _Landed:
         """Let what was learned take effect: memory first, since it serves, then the store."""
+        self._landed += 1
+        self._landings.put(key, self._landed, 1)
         self._tell(key, learned.turn)
         snapshot = learned.snapshot
         if snapshot is None or snapshot.body is None:

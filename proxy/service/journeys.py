@@ -6,6 +6,7 @@ from proxy.service.api import Api
 from proxy.service.crates import Crates
 from proxy.service.indexes import Indexes
 from proxy.service.insistence import Insistence
+from proxy.service.upstream_configs import UpstreamConfigs
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +17,4 @@ class Journeys:
     crates: Crates
     api: Api
     insistence: Insistence
+    configs: UpstreamConfigs

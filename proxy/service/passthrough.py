@@ -2,15 +2,16 @@
 
 A full disk makes us a slow proxy, not a dead one. Nothing is shared and nothing kept, but the law
 is the same: hashed as it passes, the last `HOLD_BACK_BYTES` withheld until the digest is proven.
+What is disproven is for whoever began the passage to remember: see `disproved`.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 from proxy.core.answers import Absent
-from proxy.core.events import Kind
+from proxy.core.events import Kind, UpstreamReceived
 from proxy.core.failures import UpstreamFailure
 from proxy.ports import CrateBody, Observer
 from proxy.service.download import HOLD_BACK_BYTES, Address
@@ -20,16 +21,29 @@ from proxy.service.source import Source
 
 
 class Passage:
-    """One transfer for one client: a `Body` that is read in order, once."""
+    """One transfer for one client: a `Body` that is read in order, once.
+
+    `disproved` is called with the failure when the bytes were not those of `digest`. How many there
+    were is told when the passage is closed.
+    """
 
     def __init__(
-        self, source: Source, observer: Observer, *, address: Address, digest: str, subject: str
+        self,
+        source: Source,
+        observer: Observer,
+        *,
+        address: Address,
+        digest: str,
+        subject: str,
+        disproved: Callable[[UpstreamFailure], None],
     ) -> None:
         self._source = source
         self._observer = observer
         self._address = address
         self._digest = digest
         self._subject = subject
+        self._disproved = disproved
+        self._received_bytes = 0
         self._stack = AsyncExitStack()
         self._body: CrateBody | None = None
         self._chunks: AsyncIterator[bytes] | None = None
@@ -74,6 +88,7 @@ class Passage:
                 self._source.note_failure(Kind.CRATE, self._subject, failure)
                 raise
             else:
+                self._received_bytes += len(chunk)
                 self._hash.update(chunk)
                 self._held.append(chunk)
                 self._held_bytes += len(chunk)
@@ -85,7 +100,7 @@ class Passage:
         actual = self._hash.hexdigest()
         if actual == self._digest:
             return
-        raise disproven(
+        failure = disproven(
             self._source,
             self._observer,
             subject=self._subject,
@@ -93,6 +108,8 @@ class Passage:
             actual=actual,
             content_type=self._body.content_type if self._body is not None else "",
         )
+        self._disproved(failure)
+        raise failure
 
     async def read(self, offset: int) -> bytes:
         """Return the next bytes; `offset` is where the last ones ended. Raises UpstreamFailure."""
@@ -106,6 +123,9 @@ class Passage:
 
     async def aclose(self) -> None:
         """Give the connection back, or drop it where the body was not read to its end."""
+        received, self._received_bytes = self._received_bytes, 0
+        if received:
+            self._observer.observe(UpstreamReceived(self._source.name, Kind.CRATE, received))
         await self._stack.aclose()
 
     def close(self) -> None:

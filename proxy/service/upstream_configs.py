@@ -59,6 +59,15 @@ class UpstreamConfigs:
                     return stored
         raise TimedOut(f"{endpoint.upstream.name} did not answer in time; try again")
 
+    def expect(self, source: Source) -> None:
+        """Begin to read an upstream's configuration if it is sure to be needed soon and not held.
+
+        Asks no upstream that fails, and tells nobody of a failure but the observer.
+        """
+        key = (source.name, "")
+        if key not in self._known and not source.is_failing():
+            self._flights.join(key, partial(self._fetch, source, source.first))
+
     def forget(self, upstream: str) -> None:
         """Ask again at the next need."""
         for key in [key for key in self._known if key[0] == upstream]:

@@ -15,7 +15,7 @@ from typing import Final, assert_never
 from aiohttp import hdrs, web
 
 from proxy.core import registry_config, routes
-from proxy.core.events import How, IndexSent, Kind, RequestServed
+from proxy.core.events import How, IndexSent, Kind, RequestMisdirected, RequestServed
 from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
 from proxy.core.forwarded import (
     Address,
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 InRegistry = routes.ConfigFile | routes.IndexFile | routes.CrateFile | routes.ApiCall
 
 _READING: Final = (hdrs.METH_GET, hdrs.METH_HEAD)
+_PATH_TOLD_CHARS: Final = 200
 
 
 @dataclass(slots=True)
@@ -91,10 +92,10 @@ class Rim:
             case routes.Page():
                 return await self._page(request, route.path)
             case routes.Nowhere():
-                return replies.plain(400, self._directions(), How.REFUSED)
+                return self._misdirected(request, begun)
         registry = self._registries.get(route.registry)
         if registry is None:
-            return replies.plain(400, self._directions(), How.REFUSED)
+            return self._misdirected(request, begun)
         client = self._client(request)
         seen = _Seen(registry.name, *_kind_and_subject(route), client)
         response = await self._answer(request, route, registry, seen)
@@ -108,6 +109,18 @@ class Rim:
                 sent_bytes=seen.sent_bytes,
                 client=seen.client,
                 subject=seen.subject,
+            )
+        )
+        return response
+
+    def _misdirected(self, request: web.Request, begun: float) -> web.Response:
+        response = replies.plain(400, self._directions(), How.REFUSED)
+        self._observer.observe(
+            RequestMisdirected(
+                status=response.status,
+                duration_s=time.perf_counter() - begun,
+                client=self._client(request),
+                path=request.rel_url.raw_path[:_PATH_TOLD_CHARS],
             )
         )
         return response
@@ -162,6 +175,8 @@ class Rim:
         )
         response = replies.config_file(body)
         seen.sent_bytes = len(body)
+        # Crates will be next, and where the upstream has them must be known by then.
+        self._journeys.configs.expect(registry.source)
         return response
 
     async def _index(

@@ -19,7 +19,8 @@ from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.ledger import Ledger
 from proxy.core.events import Evicted, IntegrityFailed, StoreFailed
 from proxy.core.failures import StoreFailure
-from proxy.core.room import Limits
+from proxy.core.room import BLOCK_BYTES, Limits
+from proxy.ports import Removed
 from tests.world.blobs import (
     BLOCK,
     SERDE,
@@ -118,7 +119,7 @@ async def test_strangers_are_left_alone_and_counted_by_a_walk(disk: BlobDisk) ->
     assert await held(store, digest) == data
     assert await store.open(other) is None
     assert await store.check(other) is None
-    assert await store.remove([other, sha256(b"x")]) == 0
+    assert await store.remove([other, sha256(b"x")]) == Removed(0, 0)
     await disk.close()
     (disk.directory / "clean").unlink()
     after = sorted(path for path in disk.directory.rglob("*") if "ledger" not in path.name)
@@ -227,6 +228,54 @@ async def test_only_the_bad_file_is_set_aside_and_not_one_that_took_its_place(
     assert not disk.blob(digest).exists()
     assert files.quarantined() == 1
     os.close(bad.fd)
+
+
+def a_tick_later(folder: Path) -> None:
+    """Return once the file system's clock has moved on: files of one tick have no order."""
+    probe = folder / "probe"
+    probe.touch()
+    before = probe.stat().st_ctime_ns
+    for _ in range(1_000_000):
+        probe.touch()
+        if probe.stat().st_ctime_ns > before:
+            break
+    probe.unlink()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_of_what_was_set_aside_the_newest_is_kept(
+    disk: BlobDisk, tmp_path: Path, *, restarted: bool
+) -> None:
+    limited = BlobFiles(disk.directory, quarantine_max_bytes=2 * BLOCK_BYTES)
+    files = BlobFiles(disk.directory) if restarted else limited
+    files.prepare()
+    # By the time of their download the first is the newest.
+    digests = [sha256(bytes([number])) for number in range(4)]
+    for age, digest in enumerate(digests):
+        disk.plant(bytes(10), digest)
+        os.utime(disk.blob(digest), (1000 - age, 1000 - age))
+        opened = files.open(digest)
+        assert opened is not None
+        files.set_aside(digest, opened.identity)
+        os.close(opened.fd)
+        a_tick_later(tmp_path)
+    stranger = disk.directory / "quarantine" / "notes.txt"
+    stranger.write_bytes(bytes(10 * BLOCK_BYTES))
+    limited.prepare()
+    kept = {path.name for path in (disk.directory / "quarantine").iterdir()}
+    assert kept == {*digests[2:], "notes.txt"}
+
+
+def test_a_bad_blob_above_the_limit_of_the_quarantine_is_thrown_away(disk: BlobDisk) -> None:
+    files = BlobFiles(disk.directory, quarantine_max_bytes=BLOCK_BYTES)
+    files.prepare()
+    digest = disk.plant(bytes(BLOCK_BYTES + 1), sha256(b"good"))
+    opened = files.open(digest)
+    assert opened is not None
+    files.set_aside(digest, opened.identity)
+    os.close(opened.fd)
+    assert files.quarantined() == 0
+    assert not disk.blob(digest).exists()
 
 
 async def test_rows_without_files_and_files_without_rows_are_set_right_after_an_unclean_stop(
@@ -460,7 +509,7 @@ import asyncio, random, sys
 from pathlib import Path
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.clock import SystemClock
-from proxy.core.room import Limits
+from proxy.core.room import BLOCK_BYTES, Limits
 from proxy.ports import Named
 
 class Deaf:

@@ -404,3 +404,28 @@ async def test_removal_and_refetching_at_once_end_in_a_whole_blob_or_none(
         usage = await store.usage()
         assert usage.blobs == len(await listed(store))
         assert await held(store, digest) == (data if usage.blobs else None)
+
+
+async def test_drafts_that_begin_together_look_at_the_file_system_once_and_share_its_room(
+    disk: BlobDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = 10
+    store = await disk.open(limits=Limits(max_size_bytes=blocks * 4096, min_free_bytes=0))
+    looks = []
+    look = os.statvfs
+
+    def counted(path: os.PathLike[str]) -> os.statvfs_result:
+        looks.append(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "statvfs", counted)
+    drafts = await asyncio.gather(*(store.draft(1) for _ in range(blocks)))
+    assert len(looks) <= 2, "the survey of a new store may look too"
+    assert (await store.usage()).reserved_bytes == blocks * 4096
+    for refused in await asyncio.gather(
+        *(store.draft(1) for _ in range(3)), return_exceptions=True
+    ):
+        assert isinstance(refused, StoreFailure)
+    for draft in drafts:
+        await draft.discard()
+        draft.close()

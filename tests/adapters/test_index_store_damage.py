@@ -240,6 +240,17 @@ async def test_a_file_that_is_no_database_is_moved_aside_and_only_the_last_is_ke
     assert kept.startswith(b"number 3 ")
 
 
+async def test_a_broken_database_that_is_too_large_is_not_kept(tmp_path: Path) -> None:
+    directory = tmp_path / "index"
+    directory.mkdir()
+    (directory / DATABASE).write_bytes(b"no database" * 1000)
+    store = await DiskIndexStore(directory, Recorder(), corrupt_max_bytes=10_000).open()
+    await store.put("crates-io", "serde", SNAPSHOT)
+    assert await store.get("crates-io", "serde") == SNAPSHOT
+    assert moved_aside(directory) == []
+    await store.close()
+
+
 async def test_a_header_that_forbids_writing_is_damage_and_not_a_disk_for_reading_only(
     tmp_path: Path,
 ) -> None:

@@ -17,10 +17,12 @@ from proxy.core.events import (
     NameReturned,
     OlderCopyAccepted,
     OlderCopyRefused,
+    RequestMisdirected,
     RequestServed,
     StoreFailed,
     UpstreamAsked,
     UpstreamFailed,
+    UpstreamReceived,
     UpstreamRecovered,
 )
 from tests.world.clock import ManualClock
@@ -56,6 +58,9 @@ SERVED = RequestServed(
     client="192.0.2.7",
     subject="serde",
 )
+
+
+LOST = RequestMisdirected(400, 0.001, client="192.0.2.7", path="/nowhere/index/")
 
 
 @pytest.fixture
@@ -100,8 +105,10 @@ def test_no_event_adds_a_series(telemetry: Telemetry) -> None:
     before = set(samples(telemetry))
     events: tuple[Event, ...] = (
         SERVED,
+        LOST,
         IndexSent(3.0),
         UpstreamAsked("crates-io", Kind.CRATE, "mismatch", 0.5, 100),
+        UpstreamReceived("crates-io", Kind.CRATE, 100),
         UpstreamFailed("crates-io", Kind.INDEX, "serde", "no", served_stale=True, news=True),
         UpstreamRecovered("crates-io", 12.0),
         NameRemoved("crates-io", "serde"),
@@ -132,7 +139,8 @@ def test_what_came_from_upstream_is_counted_whether_it_succeeded_or_not(
     telemetry: Telemetry,
 ) -> None:
     telemetry.observe(UpstreamAsked("crates-io", Kind.CRATE, "found", 0.5, 1000))
-    telemetry.observe(UpstreamAsked("crates-io", Kind.CRATE, "unreachable", 0.5, 24))
+    telemetry.observe(UpstreamAsked("crates-io", Kind.CRATE, "unreachable", 0.5, 20))
+    telemetry.observe(UpstreamReceived("crates-io", Kind.CRATE, 4))
     received = value(telemetry, "upstream_received_bytes_total", upstream="crates-io", kind="crate")
     assert received == 1024
     assert telemetry.totals.upstream_received_bytes["crates-io"] == 1024
@@ -193,6 +201,19 @@ def test_a_request_is_a_line_only_when_debugging(
     telemetry.observe(SERVED)
     (record,) = caplog.records
     assert record.getMessage() == "304 hit crates-io index serde"
+    assert record.__dict__["fields"]["client"] == "192.0.2.7"
+
+
+def test_a_request_that_led_nowhere_is_a_line_too(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    telemetry.observe(LOST)
+    assert not caplog.records
+    caplog.set_level(logging.DEBUG)
+    telemetry.observe(LOST)
+    (record,) = caplog.records
+    assert record.getMessage() == "400 refused /nowhere/index/"
     assert record.__dict__["fields"]["client"] == "192.0.2.7"
 
 

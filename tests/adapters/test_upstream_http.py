@@ -874,6 +874,69 @@ async def test_waiting_for_a_connection_is_not_the_upstreams_fault(
     assert await asyncio.gather(*slow) == [registry.crate("large", "1.0.0")] * 2
 
 
+async def test_crates_leave_some_connections_to_the_index(
+    before: Before, registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE, LARGE)
+    ours = before(upstream.url, connections=4)
+    url = upstream.url + registry.download_path("large", "1.0.0")
+    tap = upstream.tap("/crates/*", slice_bytes=100_000)
+    slow = [asyncio.ensure_future(crate_at(ours, url)) for _ in range(9)]
+    await upstream.arrived("/crates/*", 3)
+    assert await asyncio.wait_for(index_of_serde(ours), PATIENCE_S) == registry.index("serde")
+    assert upstream.count("/crates/*") == 3
+    tap.open()
+    assert await asyncio.gather(*slow) == [registry.crate("large", "1.0.0")] * 9
+
+
+async def ask_at_once(ours: HttpUpstream, upstream: RegistryServer, count: int) -> None:
+    """Have so many requests for an index file under way at one moment."""
+    with upstream.hold() as gate:
+        asking = [asyncio.ensure_future(index_of_serde(ours)) for _ in range(count)]
+        await gate.arrived(count)
+    await asyncio.gather(*asking)
+
+
+@pytest.mark.parametrize(("allowed", "opened"), [(20, 20), (1000, 64)])
+async def test_a_burst_opens_the_connections_that_the_next_level_will_need(
+    before: Before, registry: Registry, upstream: RegistryServer, allowed: int, opened: int
+) -> None:
+    registry.publish(SERDE)
+    ours = before(upstream.url, connections=allowed)
+    await ask_at_once(ours, upstream, 8)
+    spares = ours._egress._spares
+    assert spares is not None
+    await asyncio.wait_for(spares, PATIENCE_S)
+    for _ in range(2):
+        await ask_at_once(ours, upstream, opened)
+    assert upstream.connections() == opened
+    assert upstream.count() == 8 + 2 * opened
+
+
+async def test_a_few_requests_open_no_connection_but_their_own(
+    before: Before, registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE)
+    ours = before(upstream.url, connections=20)
+    for _ in range(2):
+        await ask_at_once(ours, upstream, 7)
+    assert upstream.connections() == 7
+
+
+async def test_an_upstream_that_is_left_in_a_burst_leaves_nothing_open(
+    before: Before, registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE)
+    ours = before(upstream.url, connections=20)
+    with upstream.hold():
+        asking = [asyncio.ensure_future(index_of_serde(ours)) for _ in range(8)]
+        await upstream.arrived("*", 1)
+        await ours._egress.close()
+        assert {type(e) for e in await asyncio.gather(*asking, return_exceptions=True)} == {
+            Unreachable
+        }
+
+
 @pytest.mark.parametrize("leave", ["at once", "half way", "cancelled"])
 async def test_a_crate_that_is_left_gives_its_connection_back(
     before: Before, registry: Registry, upstream: RegistryServer, leave: str

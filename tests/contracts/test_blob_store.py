@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.core.events import Evicted, IntegrityFailed
 from proxy.core.failures import StoreFailure
 from proxy.core.room import Limits, on_disk
-from proxy.ports import BlobStore, Draft, Named
+from proxy.ports import BlobStore, Draft, Named, Removed
 from tests.world.blob_store import MemoryBlobStore
 from tests.world.blobs import (
     BLOCK,
@@ -155,7 +155,7 @@ async def test_what_is_no_digest_is_nothing(world: World, digest: str) -> None:
     store = await world.start()
     assert await store.open(digest) is None
     assert await store.check(digest) is None
-    assert await store.remove([digest]) == 0
+    assert await store.remove([digest]) == Removed(0, 0)
     store.note_named(digest, SERDE)
     assert await store.names_of(digest) == ()
     assert await store.digests_of("crates-io", None) == ()
@@ -388,7 +388,7 @@ async def test_a_blob_stays_readable_when_it_is_taken_away(world: World, size: i
     store = await world.restart(clean=True)
     blob = await store.open(digest)
     assert blob is not None
-    assert await store.remove([digest, sha256(b"unknown")]) == on_disk(size)
+    assert await store.remove([digest, sha256(b"unknown")]) == Removed(1, on_disk(size))
     assert await read_to_end(blob) == data
     # What a reader of the removed file reads does not bring it back.
     assert await store.open(digest) is None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.core.answers import NO_VALIDATORS, Snapshot, Validators
 from proxy.ports import IndexStore
@@ -31,14 +32,19 @@ SAME_STORE_FOR_EVERY_EXAMPLE = settings(
 )
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "behind"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[IndexStore]:
     if request.param == "memory":
         yield MemoryIndexStore()
         return
     recorder = Recorder()
     disk = await DiskIndexStore(tmp_path / "index", recorder).open()
-    yield disk
+    if request.param == "disk":
+        yield disk
+    else:
+        behind = BehindIndexStore(disk, recorder)
+        yield behind
+        await behind.close()
     await disk.close()
     assert recorder.events == []
 

@@ -8,6 +8,7 @@ the length of every file that a process writes, which fails as a full disk does.
 Both are wrappers around the command: a script to be called in its place.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import Final, Self
 
 _WAYS: Final = (("unshare", "-m"), ("unshare", "-r", "-m"))
 _BLOCK_BYTES: Final = 4096
+_FILL_ATTEMPTS: Final = 1000
 _WAIT_SECONDS: Final = 10
 
 
@@ -77,12 +79,20 @@ class TinyDisk:
         return Path(f"/proc/{self._holder.pid}/root{self._place}")
 
     def fill(self, *, but_for_bytes: int = 0) -> None:
-        """Leave so much room and no more."""
-        free_bytes = self.free_bytes()
+        """Leave so much room and no more, though somebody else may be writing meanwhile."""
         with (self.view / "ballast").open("ab") as ballast:
-            os.posix_fallocate(
-                ballast.fileno(), ballast.tell(), max(_BLOCK_BYTES, free_bytes - but_for_bytes)
-            )
+            for _ in range(_FILL_ATTEMPTS):
+                wanted = max(_BLOCK_BYTES, self.free_bytes() - but_for_bytes)
+                try:
+                    os.posix_fallocate(ballast.fileno(), ballast.tell(), wanted)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    if self.free_bytes() <= but_for_bytes:
+                        return
+                else:
+                    return
+        raise AssertionError("the disk does not come to rest")
 
     def make_room(self) -> None:
         """Take away what `fill` put there."""

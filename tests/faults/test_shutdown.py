@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,27 @@ def test_what_does_not_end_within_the_drain_is_broken_off_and_the_stop_is_clean(
     proxy.start()
     tap.open()
     assert proxy.get(crate_url("large")).body == data
+
+
+def test_being_told_twice_is_no_failure_however_late(
+    upstream: RegistryServer, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last moment there is: the interpreter's end, when it has given up its own handlers."""
+    late = tmp_path / "told-twice"
+    late.write_text(
+        f"#!{sys.executable}\n"
+        "import os\n"
+        "from proxy.cli import main\n"
+        "class Last:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), numbers=(2, 15)):\n"
+        "        for number in numbers:\n"
+        "            kill(pid, number)\n"
+        "last = Last()\n"
+        "main()\n"
+    )
+    late.chmod(0o755)
+    monkeypatch.setattr(holdfast, "COMMAND", str(late))
+    launch({"crates-io": upstream}).stop()
 
 
 def test_connections_that_say_nothing_do_not_hold_up_a_stop(

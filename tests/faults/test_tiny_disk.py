@@ -86,6 +86,33 @@ def test_it_starts_on_a_full_disk_and_serves_the_crates_that_it_has(
     becomes_held(proxy, publish_late(registry, "later"))
 
 
+@pytest.mark.parametrize("end", [Holdfast.stop, Holdfast.kill], ids=["stopped", "killed"])
+def test_what_is_held_is_served_after_a_start_on_a_full_disk_without_an_upstream(
+    disk: TinyDisk,
+    registry: Registry,
+    upstream: RegistryServer,
+    launch: Launch,
+    end: Callable[[Holdfast], None],
+) -> None:
+    urls = publish_goods(registry)
+    proxy = launch({"crates-io": upstream}, cache=ALL_OF_IT)
+    becomes_held(proxy, urls)
+    disk.fill()
+    end(proxy)
+    upstream.stop()
+    proxy.start()
+    for _ in range(2):
+        ask_for(proxy, urls)
+    assert proxy.metric("store_failures_total") > 0
+    upstream.start()
+    disk.make_room()
+    late = publish_late(registry, "late")
+    becomes_held(proxy, late)
+    upstream.stop()
+    proxy.restart()
+    ask_for(proxy, {**urls, **late})
+
+
 def test_a_real_build_succeeds_on_a_disk_that_is_full(
     disk: TinyDisk, registry: Registry, upstream: RegistryServer, launch: Launch, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from proxy.core.failures import (
 )
 from proxy.core.room import Limits
 from proxy.ports import Named
-from proxy.service.crates import CrateServed
+from proxy.service.crates import MISMATCH_REMEMBERED_S, CrateServed
 from proxy.service.download import HOLD_BACK_BYTES
 from tests.service.scene import (
     LARGE_BYTES,
@@ -344,6 +344,22 @@ async def test_a_mismatch_is_remembered_for_a_minute(scene: Scene, package: Pack
     scene.clock.advance(0.5)
     whole = scene.registry.crate(package.name, package.vers)
     assert (await scene.download(package)).body == whole
+
+
+@pytest.mark.parametrize("package", [SERDE, LARGE], ids=lambda package: package.name)
+async def test_a_mismatch_is_remembered_though_the_disk_fails(
+    scene: Scene, package: Package
+) -> None:
+    scene.publish(package)
+    scene.blobs.points.fail("draft")
+    scene.upstream.ship(CRATES, Shipment(bend=flipped))
+    with pytest.raises(ChecksumMismatch):
+        await scene.download(package)
+    asked = len(scene.upstream.paths(CRATES))
+    scene.clock.advance(MISMATCH_REMEMBERED_S - 0.1)
+    with pytest.raises(ChecksumMismatch):
+        await scene.crate(package)
+    assert len(scene.upstream.paths(CRATES)) == asked
 
 
 async def test_a_remembered_mismatch_is_of_those_bytes_and_no_others(scene: Scene) -> None:
@@ -877,6 +893,7 @@ async def test_passing_by_a_failing_disk_tells_the_upstreams_trouble_and_absence
     scene.upstream.ship(LARGE_CRATE, Shipment(bend=flipped))
     with pytest.raises(ChecksumMismatch):
         await scene.download(LARGE)
+    scene.clock.advance(MISMATCH_REMEMBERED_S)
     scene.upstream.reply(CRATES, Reply(404))
     for package in (SERDE, LARGE):
         assert isinstance(await scene.crate(package), NoSuchCrate)

@@ -319,6 +319,13 @@ async def test_a_purge_in_the_middle_of_a_flight_does_not_bring_back_what_was_fo
     assert scene.tell() == ["asked for index: found", "served serde: miss"]
 
 
+async def test_a_purge_tells_of_the_crates_that_were_there(scene: Scene) -> None:
+    office = await filled(scene)
+    await scene.blobs.remove([scene.cksum(SERDE)])
+    result = await office.purge("serde@1.0.0", "serde")
+    assert (result.blobs, result.unknown) == (1, ["serde@1.0.0"])
+
+
 async def test_a_purge_of_another_registry_is_refused(scene: Scene) -> None:
     office = await filled(scene)
     with pytest.raises(NoSuchRegistry, match=r"'nowhere'.*crates-io"):

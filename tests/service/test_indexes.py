@@ -83,6 +83,14 @@ async def test_64_clients_at_once_are_one_request(scene: Scene) -> None:
     assert bodies == {scene.registry.index("serde")}
 
 
+async def test_a_name_that_nobody_has_asked_for_is_looked_up_in_the_store_once(
+    scene: Scene,
+) -> None:
+    scene.publish(SERDE)
+    await scene.body("serde")
+    assert scene.index_store.points.passed["get"] == 1
+
+
 @pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
 @pytest.mark.parametrize("is_there", [False, True])
 async def test_who_looked_just_before_the_landing_does_not_ask_again(

@@ -1,12 +1,14 @@
 """A crate handed through without a disk: the same law, for one client."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.answers import Absent
+from proxy.core.events import Kind, UpstreamReceived
 from proxy.core.failures import (
     ChecksumMismatch,
     Misbehaved,
@@ -28,7 +30,16 @@ TRUTH = bytes(range(251)) * 1200
 SMALL = TRUTH[:1000]
 
 
-def passing(scene: Scene, body: bytes, digest: str | None = None) -> Passage:
+def forget(failure: UpstreamFailure) -> None:
+    """Take a mismatch for nothing."""
+
+
+def passing(
+    scene: Scene,
+    body: bytes,
+    digest: str | None = None,
+    disproved: Callable[[UpstreamFailure], None] = forget,
+) -> Passage:
     """Make a passage for `body`, which is not begun yet."""
     scene.upstream.reply(PATH, Reply(200, body, (("Content-Type", "application/gzip"),)))
     return Passage(
@@ -37,6 +48,7 @@ def passing(scene: Scene, body: bytes, digest: str | None = None) -> Passage:
         address=always(scene.upstream.url + PATH),
         digest=sha256(body) if digest is None else digest,
         subject="serde 1.0.0",
+        disproved=disproved,
     )
 
 
@@ -63,6 +75,30 @@ async def test_the_bytes_pass(scene: Scene, body: bytes, announces: bool) -> Non
     await passage.aclose()
     assert scene.upstream.open_bodies == 0
     assert scene.blobs.all_drafts == []
+
+
+@pytest.mark.parametrize("digest", [None, "0" * 64])
+@pytest.mark.parametrize("cut_after", [None, 100_000])
+async def test_what_came_is_counted_once_however_it_ended(
+    scene: Scene, digest: str | None, cut_after: int | None
+) -> None:
+    scene.upstream.ship(PATH, Shipment(cut_after=cut_after))
+    passage = passing(scene, TRUTH, digest)
+    await passage.begin()
+    await read_out(passage)
+    for _ in range(2):
+        await passage.aclose()
+    came = len(TRUTH) if cut_after is None else cut_after
+    assert scene.observer.of(UpstreamReceived) == [UpstreamReceived("crates-io", Kind.CRATE, came)]
+
+
+async def test_whoever_began_it_hears_of_wrong_bytes(scene: Scene) -> None:
+    heard: list[UpstreamFailure] = []
+    passage = passing(scene, TRUTH, "0" * 64, heard.append)
+    await passage.begin()
+    _, failure = await read_out(passage)
+    await passage.aclose()
+    assert heard == [failure]
 
 
 async def test_wrong_bytes_that_fit_into_what_is_withheld_are_a_failure_at_once(

@@ -194,3 +194,63 @@ async def test_each_upstream_has_its_own(scene: Scene) -> None:
     company = scene.join(other)
     assert await scene.configs.get(company) == RegistryConfig("http://company.test/dl", None, False)
     assert await scene.configs.get(scene.source) == FIRST
+
+
+async def test_one_that_is_expected_is_there_when_it_is_needed(scene: Scene) -> None:
+    scene.configs.expect(scene.source)
+    await turns()
+    assert scene.upstream.paths() == [CONFIG]
+    scene.upstream.hold()
+    assert await scene.configs.get(scene.source) == FIRST
+    assert scene.upstream.paths() == [CONFIG]
+
+
+async def test_who_needs_it_joins_those_who_expected_it(scene: Scene) -> None:
+    gate = scene.upstream.hold()
+    for _ in range(3):
+        scene.configs.expect(scene.source)
+    await gate.arrived()
+    asking = asyncio.ensure_future(scene.configs.get(scene.source))
+    await turns()
+    gate.release()
+    assert await asking == FIRST
+    assert scene.upstream.paths() == [CONFIG]
+
+
+async def test_one_that_is_held_is_not_expected_however_old_it_is(scene: Scene) -> None:
+    await scene.configs.get(scene.source)
+    scene.clock.advance(86400)
+    scene.configs.expect(scene.source)
+    await turns()
+    assert scene.upstream.paths() == [CONFIG]
+
+
+async def test_none_is_expected_of_an_upstream_that_fails(scene: Scene) -> None:
+    scene.source.first.index.failed(scene.clock.monotonic())
+    scene.configs.expect(scene.source)
+    await turns()
+    assert scene.upstream.paths() == []
+
+
+async def test_none_is_expected_of_an_upstream_that_is_offline(scene: Scene) -> None:
+    scene.source.offline = True
+    scene.configs.expect(scene.source)
+    await turns()
+    assert scene.upstream.paths() == []
+
+
+async def test_an_expectation_that_fails_is_told_and_does_no_harm(scene: Scene) -> None:
+    scene.upstream.fail("*", misbehaved)
+    scene.configs.expect(scene.source)
+    await turns()
+    assert "gave up on config.json" in scene.tell()
+    scene.upstream.heal()
+    assert await scene.configs.get(scene.source) == FIRST
+
+
+async def test_a_stop_ends_an_expectation(scene: Scene) -> None:
+    gate = scene.upstream.hold()
+    scene.configs.expect(scene.source)
+    await gate.arrived()
+    await scene.stop()
+    assert scene.leaks() == []

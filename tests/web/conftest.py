@@ -1,10 +1,12 @@
 """A proxy inside the test's own process, with the real adapters and real sockets.
 
 `serve` opens the house and its doors as the command does, in front of a scripted registry; what it
-returns speaks to it in one of the `ways`. Everything is closed when the test ends.
+returns speaks to it in one of the `ways`. Everything is closed when the test ends. The ways over
+TLS share one certificate.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -16,9 +18,12 @@ import pytest
 import pytest_asyncio
 
 from proxy import compose
+from proxy import serve as serving
 from proxy.config import Overrides, load
+from proxy.web import tls as tls_towards_clients
 from proxy.web.pages import Readiness
 from tests.web.ways import WAYS, Way
+from tests.world.certificates import Authority, TlsSection
 from tests.world.crates import Package
 from tests.world.holdfast import Answer, toml
 from tests.world.registry import Registry, index_path
@@ -37,11 +42,22 @@ class Proxy:
     port: int
     way: Way
     cache_dir: Path
+    authority: Authority
+
+    @property
+    def scheme(self) -> str:
+        """What an address begins with that leads here by this way."""
+        return "http" if self.way.alpn is None else "https"
 
     @property
     def url(self) -> str:
         """The address of its root, without a slash at the end."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """For those who speak HTTP/1.1 on their own: the TLS to do it over, if there is any."""
+        return None if self.way.alpn is None else self.authority.trusted("http/1.1")
 
     async def ask(
         self,
@@ -52,8 +68,9 @@ class Proxy:
         body: bytes = b"",
     ) -> Answer:
         """Make one request."""
+        tls = None if self.way.alpn is None else self.authority.trusted(self.way.alpn)
         return await self.way.ask(
-            self.port, target, method=method, headers=dict(headers or {}), body=body
+            self.port, target, method=method, headers=dict(headers or {}), body=body, tls=tls
         )
 
     def metric(self, name: str, **labels: str) -> float:
@@ -83,6 +100,8 @@ class _Opener:
     stack: AsyncExitStack
     root: Path
     way: Way
+    authority: Authority
+    certificate: TlsSection
     number: int = field(default=0)
 
     async def __call__(self, upstream: RegistryServer, **sections: Mapping[str, object]) -> Proxy:
@@ -96,7 +115,7 @@ class _Opener:
         }
         tables: dict[str, object] = {**sections, "upstreams": upstreams}
         defaults: dict[str, dict[str, object]] = {
-            "server": {"listen": ["127.0.0.1:0"], "drain": "1s"},
+            "server": {"listen": ["127.0.0.1:0"], "drain": "1s", **self._tls_section()},
             "cache": {"dir": "cache"},
             "state": {"dir": "state"},
         }
@@ -109,10 +128,17 @@ class _Opener:
         settings = load(file, {}, Overrides())
         rooms = await self.stack.enter_async_context(compose.house(settings, serving=True))
         readiness = Readiness(ready=True, reason="")
-        url, *_ = await compose._open_doors(self.stack, settings, rooms, readiness, None)
+        files = settings.server.tls
+        tls = None
+        if files is not None:
+            tls = tls_towards_clients.server_context(files.certificate, files.key)
+        url, *_ = await serving.open_doors(self.stack, settings, rooms, readiness, tls)
         port = urlsplit(url).port
         assert port is not None, url
-        return Proxy(rooms, readiness, port, self.way, root / "cache")
+        return Proxy(rooms, readiness, port, self.way, root / "cache", self.authority)
+
+    def _tls_section(self) -> dict[str, TlsSection]:
+        return {} if self.way.alpn is None else {"tls": self.certificate}
 
 
 @pytest.fixture(params=WAYS, ids=str)
@@ -121,11 +147,23 @@ def way(request: pytest.FixtureRequest) -> Way:
     return chosen
 
 
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> TlsSection:
+    return authority.issue(tmp_path_factory.mktemp("tls"))
+
+
 @pytest_asyncio.fixture
-async def serve(tmp_path: Path, way: Way) -> AsyncIterator[Serve]:
+async def serve(
+    tmp_path: Path, way: Way, authority: Authority, certificate: TlsSection
+) -> AsyncIterator[Serve]:
     """Give the test the means to open proxies; keywords are sections of the configuration."""
     async with AsyncExitStack() as stack:
-        yield _Opener(stack, tmp_path, way)
+        yield _Opener(stack, tmp_path, way, authority, certificate)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy import compose
+from proxy import serve as serving
 from proxy.adapters.clock import SystemClock
 from proxy.config import Overrides, load
 from proxy.web.entrance import Entrance
@@ -58,7 +59,7 @@ async def doorstep(
             rooms.registries, rooms.journeys, rooms.addresses, SystemClock(), rooms.telemetry
         )
         entrance = Entrance(
-            compose._app(rooms, pages, admin_only_elsewhere=False),
+            serving.application(rooms, pages, admin_only_elsewhere=False),
             hot,
             rooms.addresses,
             h2c=h2c,

@@ -6,6 +6,7 @@ that must be single comes twice. `raw` is a conversation for those who want to b
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -39,6 +40,7 @@ async def ask(
     method: str = "GET",
     headers: Mapping[str, str] | Pairs = (),
     body: bytes = b"",
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Make one request on a connection of its own. Raises BrokenOff."""
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
@@ -48,7 +50,9 @@ async def ask(
         pairs.append(("Content-Length", str(len(body))))
     pairs.append(("Connection", "close"))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LIMIT_BYTES)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, limit=_LIMIT_BYTES, ssl=tls
+        )
         try:
             writer.write(request_head(target, method, pairs) + body)
             await writer.drain()
@@ -57,19 +61,25 @@ async def ask(
             writer.close()
 
 
-async def raw(port: int, data: bytes, *, hang_up: bool = False) -> bytes:
+async def raw(
+    port: int, data: bytes, *, hang_up: bool = False, tls: ssl.SSLContext | None = None
+) -> bytes:
     """Send bytes and return all that comes back before the server closes the connection.
 
-    With `hang_up` the server is told at once that no more will come.
+    With `hang_up` the server is told at once that no more will come; over TLS, which cannot be
+    closed on one side, the connection ends with that and nothing comes back.
     """
     async with asyncio.timeout(PATIENCE_SECONDS):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
         received = b""
         try:
             writer.write(data)
             await writer.drain()
             if hang_up:
-                writer.write_eof()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                else:
+                    writer.close()
             while piece := await reader.read(65536):
                 received += piece
         except ConnectionError:

@@ -128,6 +128,6 @@ async def test_html_of_an_api_is_never_believed_by_a_browser(
     proxy: Proxy, upstream: RegistryServer
 ) -> None:
     upstream.fail("/api/*", faults.login_page())
-    answer = await http11.ask(proxy.port, SEARCH)
+    answer = await http11.ask(proxy.port, SEARCH, tls=proxy.tls)
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "set-cookie" not in answer.headers

@@ -16,6 +16,7 @@ from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
 CONFIG = "/crates-io/index/config.json"
+CONFIG_OF_UPSTREAM = "/index/config.json"
 TRUSTING = {"trusted_proxies": ["127.0.0.0/8"]}
 
 
@@ -59,18 +60,18 @@ async def test_it_leads_to_the_host_that_the_client_named(proxy: Proxy) -> None:
         "[2001:db8::7]:8080",
         "[::1]",
     ):
-        assert await api_of(proxy, {"Host": host}) == f"http://{host}/crates-io"
+        assert await api_of(proxy, {"Host": host}) == f"{proxy.scheme}://{host}/crates-io"
 
 
 async def test_it_never_leads_to_the_unspecified_address(proxy: Proxy) -> None:
-    here = f"http://127.0.0.1:{proxy.port}/crates-io"
+    here = f"{proxy.url}/crates-io"
     for host in ("0.0.0.0", "[::]", "[::ffff:0.0.0.0]"):
         assert await api_of(proxy, {"Host": f"{host}:{proxy.port}"}) == here, host
         assert await api_of(proxy, {"Host": host}) == here, host
 
 
 async def test_without_a_host_it_leads_to_the_address_of_the_connection(proxy: Proxy) -> None:
-    answer = await http11.raw(proxy.port, f"GET {CONFIG} HTTP/1.0\r\n\r\n".encode())
+    answer = await http11.raw(proxy.port, f"GET {CONFIG} HTTP/1.0\r\n\r\n".encode(), tls=proxy.tls)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b" 200 " in head.splitlines()[0]
     assert json.loads(body)["api"] == f"{proxy.url}/crates-io"
@@ -153,14 +154,14 @@ async def test_what_a_trusted_proxy_forwards_is_believed(
     expected = {
         ("X-Forwarded-Proto", "https"): f"https://{here}",
         ("X-Forwarded-Proto", "HTTPS"): f"https://{here}",
-        ("X-Forwarded-Proto", "gopher"): f"http://{here}",
-        ("X-Forwarded-Host", "crates.example"): "http://crates.example",
-        ("X-Forwarded-Host", "crates.example:8443"): "http://crates.example:8443",
-        ("X-Forwarded-Host", "forged.example, crates.example"): "http://crates.example",
-        ("X-Forwarded-Prefix", "/cargo"): f"http://{here}/cargo",
-        ("X-Forwarded-Prefix", "/team/cargo/"): f"http://{here}/team/cargo",
-        ("X-Forwarded-Prefix", '/"><script>'): f"http://{here}",
-        ("X-Forwarded-For", "192.0.2.9"): f"http://{here}",
+        ("X-Forwarded-Proto", "gopher"): f"{proxy.scheme}://{here}",
+        ("X-Forwarded-Host", "crates.example"): f"{proxy.scheme}://crates.example",
+        ("X-Forwarded-Host", "crates.example:8443"): f"{proxy.scheme}://crates.example:8443",
+        ("X-Forwarded-Host", "forged.example, crates.example"): f"{proxy.scheme}://crates.example",
+        ("X-Forwarded-Prefix", "/cargo"): f"{proxy.scheme}://{here}/cargo",
+        ("X-Forwarded-Prefix", "/team/cargo/"): f"{proxy.scheme}://{here}/team/cargo",
+        ("X-Forwarded-Prefix", '/"><script>'): f"{proxy.scheme}://{here}",
+        ("X-Forwarded-For", "192.0.2.9"): f"{proxy.scheme}://{here}",
     }
     for (name, value), base in expected.items():
         assert await api_of(proxy, {name: value}) == f"{base}/crates-io", (name, value)
@@ -187,7 +188,7 @@ async def test_a_header_that_the_trusted_proxy_added_counts_and_not_the_clients_
         ("X-Forwarded-Proto", "https"),
         ("X-Forwarded-Prefix", "/cargo"),
     ]
-    answer = await http11.ask(proxy.port, CONFIG, headers=headers)
+    answer = await http11.ask(proxy.port, CONFIG, headers=headers, tls=proxy.tls)
     assert json.loads(answer.body)["api"] == "https://crates.example/cargo/crates-io"
 
 
@@ -248,7 +249,7 @@ async def test_only_allowed_hosts_are_served_and_probes_may_come_by_any(
     allowed = ["crates.example", "[2001:db8::7]", "build.example:8080"]
     proxy = await serve(upstream, server={"allowed_hosts": allowed})
     for host in ("crates.example", "CRATES.example:99", "[2001:db8::7]:1", "build.example:8080"):
-        assert await api_of(proxy, {"Host": host}) == f"http://{host}/crates-io"
+        assert await api_of(proxy, {"Host": host}) == f"{proxy.scheme}://{host}/crates-io"
         assert (await proxy.ask(index_url("small"), {"Host": host})).status == 200
     upstream.clear()
     for host in (f"127.0.0.1:{proxy.port}", "evil.example", "crates.example.evil", "build.example"):
@@ -274,7 +275,29 @@ async def test_allowed_hosts_judge_the_host_that_a_trusted_proxy_forwards(
     proxy = await serve(upstream, server={**TRUSTING, "allowed_hosts": ["crates.example"]})
     inner = {"Host": "inner.example"}
     forwarded = {**inner, "X-Forwarded-Host": "crates.example"}
-    assert await api_of(proxy, forwarded) == "http://crates.example/crates-io"
+    assert await api_of(proxy, forwarded) == f"{proxy.scheme}://crates.example/crates-io"
     assert (await proxy.ask(CONFIG, inner)).status == 400
     forged = {"Host": "crates.example", "X-Forwarded-Host": "forged.example"}
     assert (await proxy.ask(CONFIG, forged)).status == 400
+
+
+async def test_a_client_that_asks_for_ours_lets_us_ask_for_the_upstreams(
+    proxy: Proxy, stocked: Registry, upstream: RegistryServer
+) -> None:
+    gate = upstream.hold(CONFIG_OF_UPSTREAM)
+    assert (await proxy.ask(CONFIG)).status == 200
+    await upstream.arrived(CONFIG_OF_UPSTREAM, 1)
+    assert (await proxy.ask(CONFIG)).status == 200
+    gate.release()
+    assert (await proxy.ask(crate_url(stocked, "small"))).status == 200
+    assert upstream.count(CONFIG_OF_UPSTREAM) == 1
+
+
+async def test_a_proxy_closes_with_the_upstreams_still_on_its_way(
+    proxy: Proxy, upstream: RegistryServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.hold(CONFIG_OF_UPSTREAM)
+    assert (await proxy.ask(CONFIG)).status == 200
+    await upstream.arrived(CONFIG_OF_UPSTREAM, 1)
+    await proxy.rooms.journeys.configs.close()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

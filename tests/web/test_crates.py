@@ -185,7 +185,7 @@ async def test_who_has_the_crate_is_told_so_without_a_body(
         assert answer.headers["etag"] == etag
         assert answer.headers["cache-control"] == IMMUTABLE
     lines = [("If-None-Match", '"other"'), ("If-None-Match", etag)]
-    assert (await http11.ask(proxy.port, url, headers=lines)).status == 304
+    assert (await http11.ask(proxy.port, url, headers=lines, tls=proxy.tls)).status == 304
     other = await proxy.ask(url, {"If-None-Match": '"other"'})
     assert (other.status, other.body) == (200, stocked.crate(name, "1.0.0"))
 

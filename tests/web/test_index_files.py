@@ -127,7 +127,7 @@ async def test_tags_on_several_lines_are_one_list(proxy: Proxy, stocked: Registr
     await proxy.ask(MANY)
     plain, _ = etags(stocked, "many")
     lines = [("If-None-Match", '"other"'), ("If-None-Match", plain)]
-    assert (await http11.ask(proxy.port, MANY, headers=lines)).status == 304
+    assert (await http11.ask(proxy.port, MANY, headers=lines, tls=proxy.tls)).status == 304
 
 
 async def test_any_other_tag_gets_the_file(proxy: Proxy, stocked: Registry) -> None:

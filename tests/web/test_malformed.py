@@ -104,7 +104,7 @@ async def test_what_is_no_request_is_400_and_says_so_in_few_words(
     proxy: Proxy, upstream: RegistryServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, data in BAD_REQUESTS.items():
-        answer = await http11.raw(proxy.port, data)
+        answer = await http11.raw(proxy.port, data, tls=proxy.tls)
         head, _, body = answer.partition(b"\r\n\r\n")
         version, status, *_ = head.split()
         assert version in (b"HTTP/1.0", b"HTTP/1.1"), (name, answer)
@@ -129,7 +129,7 @@ async def test_who_hangs_up_in_the_middle_of_a_request_is_forgotten(
         publish + b"Content-Length: 9\r\n\r\nabc",
         publish + b"Transfer-Encoding: chunked\r\n\r\n5",
     ):
-        await http11.raw(proxy.port, data, hang_up=True)
+        await http11.raw(proxy.port, data, hang_up=True, tls=proxy.tls)
     assert (await proxy.ask(CONFIG)).status == 200
     # The one connection is that of the request for the page itself.
     async with asyncio.timeout(10):
@@ -167,7 +167,7 @@ async def test_no_path_leads_to_a_file(
         "/crates-io/index/%c0%ae%c0%ae/%c0%af",
     ]
     for target in ways:
-        answer = await http11.raw(proxy.port, get(target.encode()))
+        answer = await http11.raw(proxy.port, get(target.encode()), tls=proxy.tls)
         assert int(answer.split()[1]) in (400, 404), (target, answer)
         assert b"treasure" not in answer
     assert [path for path in opened.paths if "secret" in path or ".." in path] == []
@@ -189,10 +189,10 @@ async def test_a_question_that_is_strange_and_legal_gets_its_answer(
         HOST + b"Connection: close\r\nContent-Length: 0\r\n\r\n",
     ):
         for target in (CONFIG, index_url("small"), crate_url(stocked, "small")):
-            answer = await http11.raw(proxy.port, get(target.encode(), rest))
+            answer = await http11.raw(proxy.port, get(target.encode(), rest), tls=proxy.tls)
             assert answer.split()[1] == b"200", (rest, target, answer)
     leading = b"\r\n\r\n" + get(CONFIG.encode())
-    assert (await http11.raw(proxy.port, leading)).split()[1] == b"200"
+    assert (await http11.raw(proxy.port, leading, tls=proxy.tls)).split()[1] == b"200"
 
 
 async def test_requests_on_one_connection_are_answered_in_their_order(
@@ -208,7 +208,7 @@ async def test_requests_on_one_connection_are_answered_in_their_order(
     ]
     requests = [http11.request_head(target, "GET", [("Host", "x")]) for target in targets]
     last = http11.request_head("/-/healthz", "GET", [("Host", "x"), ("Connection", "close")])
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=proxy.tls)
     async with asyncio.timeout(http11.PATIENCE_SECONDS):
         writer.write(b"".join([*requests, last]))
         answers = [await http11.read_answer(reader, until_close=False) for _ in requests]
@@ -224,7 +224,7 @@ async def test_requests_on_one_connection_are_answered_in_their_order(
 async def test_a_connection_lives_on_after_304_head_and_errors(
     proxy: Proxy, stocked: Registry
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port, ssl=proxy.tls)
 
     async def ask(target: str, method: str = "GET", *more: tuple[str, str]) -> int:
         writer.write(http11.request_head(target, method, [("Host", "x"), *more]))
@@ -250,7 +250,7 @@ async def test_an_old_client_gets_a_crate_of_unknown_length_until_the_end_of_its
 ) -> None:
     upstream.fail("/crates/*", unframed())
     target = crate_url(stocked, "large")
-    answer = await http11.raw(proxy.port, f"GET {target} HTTP/1.0\r\n\r\n".encode())
+    answer = await http11.raw(proxy.port, f"GET {target} HTTP/1.0\r\n\r\n".encode(), tls=proxy.tls)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.split()[1] == b"200"
     assert b"chunked" not in head

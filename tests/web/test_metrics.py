@@ -5,8 +5,10 @@ can think of fills the memory of two machines.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.web.conftest import Proxy, Serve, bring_in, crate_url, index_url
@@ -112,14 +114,30 @@ async def test_every_registry_and_upstream_is_there_from_the_start(
     for _, pairs in await series(proxy):
         for label, value in pairs:
             found.setdefault(label, set()).add(value)
-    assert found["registry"] == {"crates-io", "company", "team"}
+    assert found["registry"] == {"crates-io", "company", "team", ""}
     assert found["upstream"] == {"crates-io", "company"}
-    assert found["kind"] == {"config", "index", "crate", "api"}
+    assert found["kind"] == {"config", "index", "crate", "api", ""}
     assert found["status"] == {"2xx", "3xx", "4xx", "5xx"}
     assert found["how"] == {
         *("hit", "stale", "revalidated", "miss", "coalesced"),
         *("negative", "refused", "bypass", "error"),
     }
+
+
+async def test_what_leads_nowhere_is_counted_and_logged_without_making_labels(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets = ("/nowhere/index/config.json", "/index/", f"/{'x' * 900}?token=secret")
+    with caplog.at_level(logging.DEBUG, "proxy"):
+        for target in targets:
+            assert (await proxy.ask(target)).status == 400
+    labels = {"registry": "", "kind": "", "how": "refused", "status": "4xx"}
+    assert proxy.metric("requests_total", **labels) == len(targets)
+    lines = [each.getMessage() for each in caplog.records if "400 refused" in each.getMessage()]
+    assert lines[:2] == ["400 refused /nowhere/index/config.json", "400 refused /index/"]
+    assert len(lines) == len(targets)
+    assert len(lines[2]) < 300
+    assert "secret" not in lines[2]
 
 
 async def test_bytes_are_counted_as_they_were_sent_and_received(

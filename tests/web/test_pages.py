@@ -51,10 +51,10 @@ async def test_the_start_page_shows_what_to_paste_for_the_address_used(
     page = (await proxy.ask("/", {"Host": "crates.example:8080"})).body.decode()
     paste = unescape(page.partition("<pre>")[2].partition("</pre>")[0])
     config = tomllib.loads(paste)
-    index = "sparse+http://crates.example:8080/crates-io/index/"
+    index = f"sparse+{proxy.scheme}://crates.example:8080/crates-io/index/"
     assert config["registries"]["holdfast"]["index"] == index
     assert config["source"]["crates-io"]["replace-with"] == "holdfast"
-    assert "sparse+http://crates.example:8080/company/index/" in page
+    assert f"sparse+{proxy.scheme}://crates.example:8080/company/index/" in page
 
 
 async def test_the_start_page_runs_no_script_of_anybodys(proxy: Proxy) -> None:
@@ -79,7 +79,7 @@ async def test_with_an_admin_address_its_pages_are_only_there(
         elsewhere = await proxy.ask(url)
         assert elsewhere.status == 404
         assert b"server.admin_listen" in elsewhere.body
-        there = await proxy.way.ask(admin_port, url, method="GET", headers={}, body=b"")
+        there = await proxy.way.ask(admin_port, url, method="GET", headers={}, body=b"", tls=None)
         assert there.status == 200
         # Registries and the start page are where clients are.
         for public in (index_url("small"), "/"):

@@ -7,27 +7,15 @@ import ssl
 from pathlib import Path
 
 import pytest
-import trustme
 
 from proxy.web.tls import CertificateRefused, load, server_context
 from tests.conftest import Launch
 from tests.world.cargo import CargoHome, Project, Toolchain
+from tests.world.certificates import Authority
 from tests.world.crates import Package
 from tests.world.holdfast import Holdfast
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
-
-Files = dict[str, str]
-
-
-def issue(authority: trustme.CA, folder: Path) -> Files:
-    """Write a certificate for loopback, over one that may be there."""
-    folder.mkdir(exist_ok=True)
-    issued = authority.issue_cert("127.0.0.1", "localhost")
-    issued.private_key_pem.write_to_path(folder / "key.pem")
-    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
-    (folder / "cert.pem").write_bytes(chain)
-    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
 
 
 def handshake(proxy: Holdfast, trust: ssl.SSLContext) -> tuple[str | None, str | None, bytes]:
@@ -53,15 +41,8 @@ def hang_up(proxy: Holdfast, trust: ssl.SSLContext, expected: str) -> None:
 
 
 @pytest.fixture
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def trust(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+def trust(authority: Authority) -> ssl.SSLContext:
+    return authority.trusted()
 
 
 @pytest.mark.parametrize(
@@ -71,14 +52,14 @@ def trust(authority: trustme.CA) -> ssl.SSLContext:
 def test_alpn_prefers_http2(
     launch: Launch,
     upstream: RegistryServer,
-    authority: trustme.CA,
+    authority: Authority,
     trust: ssl.SSLContext,
     tmp_path: Path,
     *,
     offered: list[str],
     chosen: str,
 ) -> None:
-    proxy = launch({"crates-io": upstream}, server={"tls": issue(authority, tmp_path / "tls")})
+    proxy = launch({"crates-io": upstream}, server={"tls": authority.issue(tmp_path / "tls")})
     trust.set_alpn_protocols(offered)
     protocol, version, _ = handshake(proxy, trust)
     assert protocol == chosen
@@ -86,9 +67,9 @@ def test_alpn_prefers_http2(
 
 
 def test_tls_older_than_1_2_is_refused(
-    launch: Launch, upstream: RegistryServer, authority: trustme.CA, tmp_path: Path
+    launch: Launch, upstream: RegistryServer, authority: Authority, tmp_path: Path
 ) -> None:
-    proxy = launch({"crates-io": upstream}, server={"tls": issue(authority, tmp_path / "tls")})
+    proxy = launch({"crates-io": upstream}, server={"tls": authority.issue(tmp_path / "tls")})
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname = False
     old.verify_mode = ssl.CERT_NONE
@@ -104,14 +85,14 @@ def test_tls_older_than_1_2_is_refused(
 def test_a_certificate_is_renewed_by_sighup_and_a_broken_one_is_not(
     launch: Launch,
     upstream: RegistryServer,
-    authority: trustme.CA,
+    authority: Authority,
     trust: ssl.SSLContext,
     tmp_path: Path,
 ) -> None:
-    files = issue(authority, tmp_path / "tls")
+    files = authority.issue(tmp_path / "tls")
     proxy = launch({"crates-io": upstream}, server={"tls": files})
     first = handshake(proxy, trust)[2]
-    issue(authority, tmp_path / "tls")
+    authority.issue(tmp_path / "tls")
     assert handshake(proxy, trust)[2] == first
     hang_up(proxy, trust, "the certificate was read again")
     renewed = handshake(proxy, trust)[2]
@@ -122,9 +103,9 @@ def test_a_certificate_is_renewed_by_sighup_and_a_broken_one_is_not(
 
 
 def test_a_key_that_is_not_the_certificates_is_named_by_its_key_in_the_configuration(
-    authority: trustme.CA, tmp_path: Path
+    authority: Authority, tmp_path: Path
 ) -> None:
-    one, other = issue(authority, tmp_path / "one"), issue(authority, tmp_path / "other")
+    one, other = authority.issue(tmp_path / "one"), authority.issue(tmp_path / "other")
     with pytest.raises(CertificateRefused, match=r"server\.tls: certificate .*cert\.pem"):
         server_context(Path(one["certificate"]), Path(other["key"]))
     context = server_context(Path(one["certificate"]), Path(one["key"]))
@@ -136,13 +117,13 @@ def test_cargo_fetches_over_tls_and_http2(
     launch: Launch,
     registry: Registry,
     upstream: RegistryServer,
-    authority: trustme.CA,
+    authority: Authority,
     toolchain: Toolchain,
     tmp_path: Path,
 ) -> None:
     registry.publish(*(Package(f"leaf-{number}") for number in range(20)))
-    proxy = launch({"crates-io": upstream}, server={"tls": issue(authority, tmp_path / "tls")})
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    proxy = launch({"crates-io": upstream}, server={"tls": authority.issue(tmp_path / "tls")})
+    authority.issuer.cert_pem.write_to_path(tmp_path / "ca.pem")
     config = (
         f'[http]\ncainfo = "{tmp_path / "ca.pem"}"\n'
         '[source.crates-io]\nreplace-with = "holdfast"\n[registries.holdfast]\n'

@@ -2,9 +2,10 @@
 
 What the rim promises, it promises on every one of them; the tests of this folder run once for each.
 A way that cannot express something (a missing Host, a second one) is not asked to: those tests
-speak `http11` on their own.
+speak `http11` on their own, in the clear or over TLS as their way does.
 """
 
+import ssl
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -29,10 +30,20 @@ _FRAME_BYTES: Final = 16_384
 class Way(Protocol):
     """One version of HTTP on one kind of connection."""
 
+    alpn: str | None
+    """What a client offers in its TLS handshake; None for a way in the clear."""
+
     async def ask(
-        self, port: int, target: str, *, method: str, headers: Mapping[str, str], body: bytes
+        self,
+        port: int,
+        target: str,
+        *,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        tls: ssl.SSLContext | None,
     ) -> Answer:
-        """Make one request to 127.0.0.1 on a connection of its own.
+        """Make one request to 127.0.0.1 on a connection of its own, over `tls` if that is given.
 
         Header names come back in lower case. Raises `http11.BrokenOff` for a body cut short.
         """
@@ -40,43 +51,74 @@ class Way(Protocol):
 
 
 class Http11(Way):
-    """HTTP/1.1 in the clear."""
+    """HTTP/1.1, in the clear or as what ALPN chose."""
+
+    def __init__(self, *, alpn: str | None = None) -> None:
+        self.alpn = alpn
 
     async def ask(
-        self, port: int, target: str, *, method: str, headers: Mapping[str, str], body: bytes
+        self,
+        port: int,
+        target: str,
+        *,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        tls: ssl.SSLContext | None,
     ) -> Answer:
         """Make one request."""
-        return await http11.ask(port, target, method=method, headers=headers, body=body)
+        return await http11.ask(port, target, method=method, headers=headers, body=body, tls=tls)
 
     def __str__(self) -> str:
-        return "http/1.1"
+        return "http/1.1" if self.alpn is None else "tls-http/1.1"
 
 
-class PriorKnowledge(Way):
-    """HTTP/2 in the clear, by a client that knows."""
+class Http2(Way):
+    """HTTP/2 from the first byte: by a client that knows, or because ALPN chose it."""
+
+    def __init__(self, *, alpn: str | None = None) -> None:
+        self.alpn = alpn
 
     async def ask(
-        self, port: int, target: str, *, method: str, headers: Mapping[str, str], body: bytes
+        self,
+        port: int,
+        target: str,
+        *,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        tls: ssl.SSLContext | None,
     ) -> Answer:
         """Make one request."""
-        peer = await Peer.connect(port)
+        peer = await Peer.connect(port, tls)
         try:
             peer.send(PREFACE, settings(_WIDE), window_update(_WINDOW_BYTES))
-            return await _exchange(peer, _fields(port, target, method, headers), body)
+            scheme = "http" if tls is None else "https"
+            return await _exchange(peer, _fields(port, scheme, target, method, headers), body)
         finally:
             peer.leave()
 
     def __str__(self) -> str:
-        return "h2c"
+        return "h2c" if self.alpn is None else "tls-h2"
 
 
 class Upgraded(Way):
     """HTTP/2 in the clear, by the Upgrade that cargo asks for; HTTP/1.1 where it is not granted."""
 
+    alpn = None
+
     async def ask(
-        self, port: int, target: str, *, method: str, headers: Mapping[str, str], body: bytes
+        self,
+        port: int,
+        target: str,
+        *,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        tls: ssl.SSLContext | None,
     ) -> Answer:
         """Make one request, as stream 1."""
+        assert tls is None, "over TLS it is ALPN that chooses"
         names = {name.lower() for name in headers}
         relayed = any(name.startswith("x-forwarded") for name in names)
         if body or method not in ("GET", "HEAD") or relayed or not target.startswith("/"):
@@ -100,7 +142,13 @@ class Upgraded(Way):
         return "h2c-upgrade"
 
 
-WAYS: Final[tuple[Way, ...]] = (Http11(), PriorKnowledge(), Upgraded())
+WAYS: Final[tuple[Way, ...]] = (
+    Http11(),
+    Http2(),
+    Upgraded(),
+    Http2(alpn="h2"),
+    Http11(alpn="http/1.1"),
+)
 
 _WINDOW_BYTES: Final = 8 * 1024 * 1024
 _WIDE: Final = {Setting.INITIAL_WINDOW_SIZE: _WINDOW_BYTES}
@@ -112,11 +160,11 @@ def _host(port: int, headers: Mapping[str, str]) -> str:
 
 
 def _fields(
-    port: int, target: str, method: str, headers: Mapping[str, str]
+    port: int, scheme: str, target: str, method: str, headers: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     return [
         (":method", method),
-        (":scheme", "http"),
+        (":scheme", scheme),
         (":path", target),
         (":authority", _host(port, headers)),
         *((name.lower(), value) for name, value in headers.items() if name.lower() != "host"),

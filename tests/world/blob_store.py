@@ -21,6 +21,7 @@ from proxy.ports import (
     Draft,
     Named,
     Observer,
+    Removed,
 )
 
 _BLOCK_BYTES = 256 * 1024
@@ -112,12 +113,12 @@ class MemoryBlobStore(BlobStore):
             and (crate is None or named.crate.lower() == crate.lower())
         )
 
-    async def remove(self, digests: Iterable[str]) -> int:
+    async def remove(self, digests: Iterable[str]) -> Removed:
         self._write()
         sizes = [self._take(digest) for digest in set(digests) if digest in self.blobs]
         if sizes:
             self._observer.observe(Evicted("purge", len(sizes), sum(sizes)))
-        return sum(sizes)
+        return Removed(len(sizes), sum(sizes))
 
     async def make_room(self) -> int:
         self._write()

@@ -8,6 +8,7 @@ Every wait is bounded: a server that says nothing fails the test.
 
 import asyncio
 import base64
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -246,9 +247,13 @@ class Peer:
         self.gives_window = True
 
     @classmethod
-    async def connect(cls, port: int) -> Self:
-        """Open a connection and send nothing."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(cls, port: int, tls: ssl.SSLContext | None = None) -> Self:
+        """Open a connection, over `tls` if that is given, and send nothing."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+        if tls is not None:
+            chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
+            assert chosen == "h2", f"ALPN chose {chosen}"
+        return cls(reader, writer)
 
     def send(self, *frames: bytes) -> None:
         """Send bytes; an error of the connection shows when it is read."""

@@ -9,17 +9,21 @@ Every request is kept, in order of arrival, with the number of the connection it
 """
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections import Counter
 from collections.abc import Coroutine
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from tests.world.faults import Fault
 from tests.world.script import PATIENCE_SECONDS, Gate, Rule, Tap
 from tests.world.wire import Exchange, Reply, Request, read_request, whole
+
+_BACKLOG: Final = 1024
+_LONGEST_LINE_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
 
@@ -43,7 +47,7 @@ class RegistryServer:
         self.port: int = self._reservation.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"port {self.port}")
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._changed = threading.Condition()
         self._requests: list[Request] = []
@@ -91,13 +95,17 @@ class RegistryServer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_SECONDS)
 
     async def _start(self) -> None:
-        self._listener = await asyncio.start_server(
-            self._accept, sock=bound_socket(self.port), backlog=1024, limit=1 << 20
-        )
+        listener = bound_socket(self.port)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        # Not `asyncio.start_server`: what that has accepted when it is closed, nobody closes.
+        self._loop.add_reader(listener, self._accept, listener)
+        self._listener = listener
 
     async def _stop(self) -> None:
         if self._listener is None:
             return
+        self._loop.remove_reader(self._listener)
         self._listener.close()
         self._listener = None
         tasks = list(self._connections)
@@ -187,28 +195,40 @@ class RegistryServer:
         """Do the same as `wait_for` without blocking the event loop of the test."""
         await asyncio.to_thread(self.wait_for, pattern, count)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if self._listener is None:
-            # Accepted by the kernel before the server was stopped.
-            writer.transport.abort()
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            accepted, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
             return
-        self._connections.add(task)
+        accepted.setblocking(False)
         with self._changed:
             self._connection_count += 1
             connection = self._connection_count
             self._changed.notify_all()
+        task = self._loop.create_task(self._converse(accepted, connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        # One that is cancelled before its first step has closed nothing itself.
+        task.add_done_callback(lambda _: accepted.close())
+
+    async def _converse(self, accepted: socket.socket, connection: int) -> None:
+        """Answer on one connection until it ends; it is closed when this returns."""
+        reader = asyncio.StreamReader(limit=_LONGEST_LINE_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, accepted)
+        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
         try:
             while await self._serve_one(reader, writer, connection):
                 pass
-        except (ConnectionError, asyncio.CancelledError):
-            # The client has left, or the server is being stopped. Ending as cancelled would make
-            # the streams module report it; there is nobody above to tell.
-            writer.transport.abort()
-        finally:
-            self._connections.discard(task)
             writer.close()
+            await writer.wait_closed()
+        except (ConnectionError, asyncio.CancelledError):
+            # The client has left, or the server is being stopped; nobody above wants to know.
+            pass
+        finally:
+            transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
     async def _serve_one(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int

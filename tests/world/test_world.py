@@ -1,12 +1,13 @@
 """The test registry and its server: what they say, remember, withhold and refuse."""
 
+import contextlib
 import socket
 from threading import Thread
 
 import pytest
 
 from tests.world import faults
-from tests.world.client import ask
+from tests.world.client import PATIENCE_SECONDS, ask
 from tests.world.crates import Package, sha256
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
@@ -152,3 +153,21 @@ def test_a_throttled_body_arrives_in_slices_and_whole(
     tap = upstream.throttle("/index/*", slice_bytes=50, pause_seconds=0.001)
     assert ask(upstream, SERDE_INDEX)[1] == body
     tap.wait_for(-(-len(body) // 50))
+
+
+def test_a_server_that_stops_closes_every_connection(
+    registry: Registry, upstream: RegistryServer
+) -> None:
+    registry.publish(SERDE)
+    gate = upstream.hold()
+    with (
+        socket.create_connection(("127.0.0.1", upstream.port), PATIENCE_SECONDS) as waiting,
+        socket.create_connection(("127.0.0.1", upstream.port), PATIENCE_SECONDS) as silent,
+    ):
+        waiting.sendall(f"GET {SERDE_INDEX} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        gate.wait_for(1)
+        upstream.wait_for_connections(2)
+        upstream.stop()
+        for connection in (waiting, silent):
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
