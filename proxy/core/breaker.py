@@ -6,7 +6,8 @@ itself blocks it for a while, and each further one for longer, up to half a minu
 over, one request is the probe (half-open); its outcome decides for all.
 
 Who holds a copy is turned away by the first failure: it is served at once. Who holds nothing is
-turned away only after several failures in a row, for a single one may have been about one file.
+turned away only after several failures in a row, for a single one may have been about one file, and
+then waits for a probe: for those there may be one every two seconds, however long the block.
 
 Retrying is another thing (`proxy.core.retry`): what is retried and answered in the end has not
 failed. Nor does a wait for our own connections count; the callers do not report it.
@@ -43,6 +44,7 @@ class Breaker:
 
     failing_since: float | None = None
     blocked_until: float = 0.0
+    _failed_at: float = 0.0
     _block_s: float = 0.0
     _failures: int = 0
     _probing: bool = False
@@ -51,7 +53,7 @@ class Breaker:
         """Tell whether to ask now."""
         if self.failing_since is None:
             return Admission.YES
-        if now >= self.blocked_until and not self._probing:
+        if self.wait_s(now, has_copy=has_copy) <= 0 and not self._probing:
             self._probing = True
             return Admission.PROBE
         if has_copy or self._failures >= TRIPS_AFTER:
@@ -63,6 +65,7 @@ class Breaker:
         if self.failing_since is None:
             self.failing_since = now
         self._failures += 1
+        self._failed_at = now
         self._probing = False
         if now >= self.blocked_until:
             self._block_s = min(MAX_BLOCK_S, self._block_s * 2 or FIRST_BLOCK_S)
@@ -83,11 +86,16 @@ class Breaker:
 
     def is_failing(self, now: float) -> bool:
         """Tell whether copies should be served without waiting for this address."""
-        return self.failing_since is not None and (now < self.blocked_until or self._probing)
+        if self.failing_since is None:
+            return False
+        return now < self.blocked_until or self._probing
 
-    def wait_s(self, now: float) -> float:
-        """Return the seconds until there may be a probe; 0 while one is under way."""
-        return max(0.0, self.blocked_until - now)
+    def wait_s(self, now: float, *, has_copy: bool = False) -> float:
+        """Return the seconds until there may be a probe, if none is under way."""
+        until = self.blocked_until
+        if not has_copy:
+            until = min(until, self._failed_at + FIRST_BLOCK_S)
+        return max(0.0, until - now)
 
     def state(self, now: float) -> BreakerState:
         """Return what to show."""

@@ -114,7 +114,7 @@ class Source:
         self.budget.deposit()
         question = _Question(kind, subject, attempt, received_bytes, has_copy)
         begun = self.clock.monotonic()
-        number = 1
+        number, refusals = 1, 0
         while True:
             candidates = self.endpoints if endpoints is None else endpoints()
             turn = await self._go_round(question, candidates)
@@ -123,7 +123,9 @@ class Source:
             remaining_s = deadline_s() - (self.clock.monotonic() - begun)
             if not turn.failed:
                 left = [one for one in candidates if one not in turn.asked]
-                await self._wait_for_admission(question, left, remaining_s)
+                # Whoever has waited for one probe in vain has heard the truth.
+                await self._wait_for_admission(question, left, 0 if refusals else remaining_s)
+                refusals += 1
                 continue
             failure = turn.failed[0][1]
             delay = self._delay(failure, number, remaining_s, has_copy=has_copy)

@@ -173,10 +173,12 @@ class Scene:
         await self.configs.close()
 
     async def settle(self) -> None:
-        """Wait until nothing is under way any more."""
+        """Wait until nothing is under way any more; whoever waits for time gets it."""
         async with asyncio.timeout(600):
             while self.indexes.flights or self.crates.flights:
                 await asyncio.sleep(0.01)
+                if self.clock.sleeping:
+                    self.clock.advance(0.5)
         await turns()
 
     async def index(

@@ -124,10 +124,18 @@ class House(RuleBasedStateMachine):
         self.is_behind = False
 
     def run(self, work: Awaitable[Any]) -> Any:
-        """Let the loop go on until `work` is done; what else is under way goes on with it."""
+        """Let the loop go on until `work` is done; what else is under way goes on with it.
+
+        Whoever waits for time gets it: in the loop's time and the clock's.
+        """
 
         async def awaiting() -> Any:
-            return await work
+            working = asyncio.ensure_future(work)
+            while not working.done():
+                await asyncio.wait({working}, timeout=0.5)
+                if hasattr(self, "scene") and self.scene.clock.sleeping:
+                    self.scene.clock.advance(0.5)
+            return working.result()
 
         return self.runner.run(awaiting())
 
@@ -150,7 +158,7 @@ class House(RuleBasedStateMachine):
             try:
                 self.converge()
             finally:
-                self.run(self.scene.close())
+                self.runner.run(self.scene.close())
         self.runner.close()
 
     # What happens upstream
