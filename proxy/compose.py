@@ -9,7 +9,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from proxy import version
@@ -25,6 +25,7 @@ from proxy.adapters.telemetry import Telemetry
 from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
 from proxy.config import Settings, UpstreamSettings
 from proxy.core.addresses import AddressGuard, Origin
+from proxy.core.events import Kind
 from proxy.core.forwarded import AddressRules
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
@@ -43,6 +44,7 @@ from proxy.service.upstream_configs import UpstreamConfigs
 _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
 _FIRST_BYTE_TIMEOUT_S: Final = 15.0
+_FIRST_BYTE_BESIDE_MIRRORS_S: Final = 5.0
 # A command has no clients to drain: what it began may end.
 _COMMAND_PATIENCE_S: Final = 5.0
 
@@ -119,6 +121,8 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
+        api = Api(configs, clock)
+        stack.push_async_callback(api.close)
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -129,7 +133,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
+            journeys=Journeys(indexes, crates, api, Insistence(clock), configs),
             housekeeping=housekeeping,
             operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
             telemetry=telemetry,
@@ -168,16 +172,18 @@ async def _source(
     contexts: TlsContexts,
 ) -> Source:
     upstream = settings.upstreams[name]
-    adapter: Upstream
-    if upstream.offline:
-        adapter = OfflineUpstream(name)
-    else:
-        guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        terms = _egress_terms(upstream)
-        egress = await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
-        adapter = HttpUpstream(
-            _upstream_terms(name, upstream, settings), egress, _credentials(upstream)
-        )
+    adapter: Upstream = OfflineUpstream(name)
+    mirrors: list[tuple[str, Upstream]] = []
+    if not upstream.offline:
+        first, *others = (name, *(f"{name} (mirror {url})" for url in upstream.mirror_urls))
+        terms = _upstream_terms(first, upstream, settings)
+        credentials = _credentials(upstream)
+        way_out = await _egress(stack, upstream, upstream.index_url, contexts)
+        adapter = HttpUpstream(terms, way_out, credentials)
+        for called, url in zip(others, upstream.mirror_urls, strict=True):
+            way_out = await _egress(stack, upstream, url, contexts)
+            # The token is the upstream's own origin's and goes nowhere else.
+            mirrors.append((url, HttpUpstream(replace(terms, name=called, index_url=url), way_out)))
     source = Source(
         upstream=adapter,
         terms=Terms(
@@ -188,9 +194,24 @@ async def _source(
         clock=clock,
         observer=telemetry,
         offline=upstream.offline,
+        mirrors=tuple(mirrors),
+        api_interval_s=upstream.api_interval_s,
     )
-    telemetry.watch_upstream(name, source.is_failing)
+    telemetry.watch_upstream(
+        name,
+        source.state(Kind.INDEX, source.first),
+        source.state(Kind.CRATE, source.first),
+        {one.mirror: source.state(Kind.INDEX, one) for one in source.endpoints[1:]},
+    )
     return source
+
+
+async def _egress(
+    stack: AsyncExitStack, upstream: UpstreamSettings, url: str, contexts: TlsContexts
+) -> Egress:
+    terms = _egress_terms(upstream)
+    guard = AddressGuard(Origin.of(url), upstream.allow_hosts)
+    return await stack.enter_async_context(Egress(terms, guard, contexts.context(terms)))
 
 
 def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:
@@ -221,6 +242,10 @@ def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -
         absent_statuses=upstream.absent_statuses,
         index_max_bytes=settings.limits.index_bytes,
         crate_max_bytes=settings.limits.crate_bytes,
-        first_byte_timeout_s=min(_FIRST_BYTE_TIMEOUT_S, upstream.idle_timeout_s),
+        first_byte_timeout_s=min(
+            # With somebody else to ask there is less reason to wait.
+            _FIRST_BYTE_BESIDE_MIRRORS_S if upstream.mirrors else _FIRST_BYTE_TIMEOUT_S,
+            upstream.idle_timeout_s,
+        ),
         idle_timeout_s=upstream.idle_timeout_s,
     )

@@ -292,7 +292,6 @@ def test_a_mistake_is_named_by_its_key(write: Write, text: str, key: str, expect
     [
         (COMPANY + "owns = ['company-*']", "upstreams.company.owns"),
         (COMPANY + "owns = []", "upstreams.company.owns"),
-        (COMPANY + "mirrors = ['sparse+https://a/']", "upstreams.company.mirrors"),
         (COMPANY + "publish_token = { env = 'A' }", "upstreams.company.publish_token"),
         ("[registries.crates-io]\naccess = 'token'", "registries.crates-io.access"),
         ("[registries.crates-io]\naccess = 'upstream'", "registries.crates-io.access"),

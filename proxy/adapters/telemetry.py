@@ -61,6 +61,9 @@ _OUTCOMES: Final = (
     "offline",
     "error",
 )
+_BREAKER: Final = (
+    "0 asked as usual, 1 failing and not asked, 2 being tried again, 3 set aside for what it sent"
+)
 _STORE_TROUBLE_SAID_EVERY_S: Final = 60.0
 _TURNS: Final = {
     NameRemoved: (
@@ -113,6 +116,7 @@ class Telemetry(Observer):
         self.totals.registries.update({name: RegistryTotals() for name in registries})
 
     def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
+        page = self._registry
         requests = Counter(
             "holdfast_upstream_requests_total",
             "Requests made to upstreams",
@@ -144,11 +148,15 @@ class Telemetry(Observer):
             ("upstream",),
             registry=self._registry,
         )
-        self._breaker = Gauge(
-            "holdfast_breaker_state",
-            "0: asked as usual; 1: failing, copies are served without waiting for it",
+        self._breaker = Gauge("holdfast_breaker_state", _BREAKER, ("upstream",), registry=page)
+        self._crates_breaker = Gauge(
+            "holdfast_crates_breaker_state",
+            f"{_BREAKER}; of its crates and its web API",
             ("upstream",),
-            registry=self._registry,
+            registry=page,
+        )
+        self._mirrors = Gauge(
+            "holdfast_mirror_state", _BREAKER, ("upstream", "mirror"), registry=page
         )
         names = Counter(
             "holdfast_names_total",
@@ -221,9 +229,18 @@ class Telemetry(Observer):
         for protocol, count in connections.items():
             gauge.labels(protocol).set_function(count)
 
-    def watch_upstream(self, upstream: str, is_failing: Callable[[], bool]) -> None:
-        """Let the gauge of an upstream's state ask `is_failing` when it is read."""
-        self._breaker.labels(upstream).set_function(lambda: float(is_failing()))
+    def watch_upstream(
+        self,
+        upstream: str,
+        index: Callable[[], int],
+        crates: Callable[[], int],
+        mirrors: Mapping[str, Callable[[], int]],
+    ) -> None:
+        """Let the gauges of an upstream's breakers ask for their states when they are read."""
+        self._breaker.labels(upstream).set_function(index)
+        self._crates_breaker.labels(upstream).set_function(crates)
+        for mirror, state in mirrors.items():
+            self._mirrors.labels(upstream, mirror).set_function(state)
 
     def set_cache(self, tier: str, *, used: int, entries: int | None, limit: int | None) -> None:
         """Set what one tier of the cache holds; what does not apply to it is None."""

@@ -26,6 +26,7 @@ from proxy.adapters.egress import Egress, ForbiddenByGuard
 from proxy.core.addresses import Origin
 from proxy.core.answers import NO_VALIDATORS, Absent, Answer, Found, Unchanged, Validators
 from proxy.core.failures import (
+    Crowded,
     ForbiddenAddress,
     Misbehaved,
     Offline,
@@ -44,6 +45,8 @@ _REDIRECTS_MAX: Final = 5
 _TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _API_MAX_BYTES: Final = 4 * 1024 * 1024
 _API_TIMEOUT_S: Final = 15.0
+# Below the others, so that who waits in vain for a connection of ours hears just that.
+_TURN_TIMEOUT_S: Final = 14.0
 # The slowest body that is still worth a connection: a ceiling in seconds for every read.
 _INDEX_TIMEOUT_S: Final = 120.0
 _CRATE_TIMEOUT_S: Final = 3600.0
@@ -91,7 +94,7 @@ class HttpUpstream(Upstream):
         url = self._terms.index_url + path
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns.for_index())
+                await self._take_turn(stack, self._egress.turns.for_index(), _TURN_TIMEOUT_S)
                 self._egress.expect_more(URL(url, encoded=True))
                 response = await self._follow(stack, url, headers, new_connection=new_connection)
                 if response.status == 304:  # noqa: PLR2004 - Not Modified
@@ -119,7 +122,7 @@ class HttpUpstream(Upstream):
         """Ask for a crate file; see the port."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         async with AsyncExitStack() as stack:
-            await self._take_turn(stack)
+            await self._take_turn(stack, self._egress.turns.for_crates(), _CRATE_TIMEOUT_S)
             response = await self._follow(stack, url, headers)
             if response.status in self._terms.absent_statuses:
                 yield Absent(response.status)
@@ -138,20 +141,24 @@ class HttpUpstream(Upstream):
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         try:
             async with asyncio.timeout(_API_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns.for_index())
+                await self._take_turn(stack, self._egress.turns.for_index(), _TURN_TIMEOUT_S)
                 response = await self._follow(stack, url, headers)
                 body = await self._read(response, _API_MAX_BYTES)
         except TimeoutError:
             raise self._timed_out() from None
         return ApiAnswer(response.status, response.content_type, body)
 
-    async def _take_turn(self, stack: AsyncExitStack) -> None:
-        """Wait for a connection to come free; given back with `stack`."""
+    async def _take_turn(
+        self, stack: AsyncExitStack, turn: AbstractAsyncContextManager[None], timeout_s: float
+    ) -> None:
+        """Wait for a connection to come free; given back with `stack`. Raises Crowded."""
         try:
-            async with asyncio.timeout(_CRATE_TIMEOUT_S):
-                await stack.enter_async_context(self._egress.turns.for_crates())
+            async with asyncio.timeout(timeout_s):
+                await stack.enter_async_context(turn)
         except TimeoutError:
-            raise self._timed_out() from None
+            raise Crowded(
+                f"all connections to {self.name} are in use (see upstreams.{self.name}.connections)"
+            ) from None
 
     async def _follow(
         self,

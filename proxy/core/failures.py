@@ -107,6 +107,14 @@ class Crowded(TimedOut):
     failing = False
 
 
+class Busy(UpstreamFailure):
+    """Its web API is asked slowly, and too many wait for their turn already."""
+
+    transient = False
+    failing = False
+    noted = True
+
+
 class StoreFailure(Exception):
     """Our own disk cannot take or give something: full, read-only, failing."""
 

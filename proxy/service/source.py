@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from proxy.core.answers import Absent, Found, Unchanged
-from proxy.core.breaker import Admission
+from proxy.core.breaker import Admission, BreakerState
 from proxy.core.events import Kind, MirrorSetAside, UpstreamAsked, UpstreamFailed, UpstreamRecovered
 from proxy.core.failures import Misbehaved, Spared, TimedOut, UpstreamFailure
 from proxy.core.freshness import Terms
@@ -25,6 +25,8 @@ from proxy.service.endpoint import ASIDE_S, Endpoint
 
 T = TypeVar("T")
 
+# Beside the breaker's states, 0 to 2.
+SET_ASIDE: Final = 3
 # Cargo gives up at 30 s and our promise is 20, so every attempt of a flight is over before that.
 ASKING_DEADLINE_S: Final = 17.0
 # How long a client is kept waiting for a first word. A flight may go on longer, for the next one.
@@ -55,7 +57,8 @@ class _Turn(Generic[T]):
 class Source:
     """An upstream with its terms. One per configured upstream, shared by all registries.
 
-    `upstream` is asked first; `mirrors`, each with its address, are its equivalents.
+    `upstream` is asked first; `mirrors`, each with its address, are its equivalents. Between two
+    requests to its web API there are `api_interval_s`.
     """
 
     upstream: Upstream
@@ -64,6 +67,7 @@ class Source:
     observer: Observer
     offline: bool = False
     mirrors: tuple[tuple[str, Upstream], ...] = ()
+    api_interval_s: float = 0.0
     budget: RetryBudget = field(default_factory=RetryBudget)
     endpoints: tuple[Endpoint, ...] = field(init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,6 +92,19 @@ class Source:
             return True
         now = self.clock.monotonic()
         return all(one.is_aside(now) or one.index.is_failing(now) for one in self.endpoints)
+
+    def state(self, kind: Kind, endpoint: Endpoint) -> Callable[[], int]:
+        """Return what tells a breaker's state; 3 is an endpoint that is set aside."""
+
+        def now() -> int:
+            moment = self.clock.monotonic()
+            if endpoint.is_aside(moment):
+                return SET_ASIDE
+            if self.offline:
+                return int(BreakerState.OPEN)
+            return int(endpoint.breaker(kind).state(moment))
+
+        return now
 
     def endpoint(self, mirror: str) -> Endpoint | None:
         """Return the endpoint that is known as `mirror`; the upstream itself for the empty one."""

@@ -68,7 +68,7 @@ def telemetry() -> Telemetry:
     made = Telemetry(["crates-io", "all"], ["crates-io"], "9.9.9", ManualClock())
     made.watch_flights(lambda: 3)
     made.watch_connections({"http/1.1": lambda: 7})
-    made.watch_upstream("crates-io", lambda: True)
+    made.watch_upstream("crates-io", lambda: 1, lambda: 2, {"https://mirror.example/": lambda: 3})
     made.set_cache("blobs", used=10, entries=2, limit=100)
     return made
 
