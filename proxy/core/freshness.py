@@ -181,6 +181,9 @@ def _learn_found(held: Snapshot | None, found: Found, now: float) -> Learned:
 def _is_older(offered: Validators, held: Validators) -> bool:
     if offered.last_modified is None or held.last_modified is None:
         return False
+    if offered.mirror != held.mirror:
+        # A mirror's time is that of its copying.
+        return False
     offered_at, held_at = (
         parse_http_date(offered.last_modified),
         parse_http_date(held.last_modified),

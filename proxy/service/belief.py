@@ -31,31 +31,37 @@ async def believe(source: Source, name: str, body: bytes) -> None:
 async def agree(
     source: Source, endpoint: Endpoint, name: str, held: Snapshot | None, body: bytes
 ) -> None:
-    """Compare what came with what is held from elsewhere. Raises Misbehaved against a mirror.
+    """Compare what came with what is held. Raises Misbehaved against a mirror.
 
     Between the upstream and its mirror the upstream is right; a mirror that was contradicted is
-    set aside.
+    set aside. What the upstream itself changes of its own word is its right; a mirror's right is to
+    add, also to what it has said itself.
     """
-    if held is None or held.body is None or held.body == body:
+    if held is None or held.body == body:
         return
-    if endpoint.mirror == held.validators.mirror:
+    by_mirror = endpoint is not source.first
+    if held.body is None:
+        if by_mirror:
+            raise Misbehaved(
+                f"{endpoint.upstream.name} still has {name}, which {source.name} has removed"
+            )
         return
+    if not by_mirror and not held.validators.mirror:
+        return
+    agreement = await _compared(held.body, body)
+    if agreement is sparse.Agreement.CONTRADICTS:
+        accused = endpoint if by_mirror else source.endpoint(held.validators.mirror)
+        if accused is None:
+            return  # It is configured no more.
+        failure = Misbehaved(f"{accused.upstream.name} gives {name} other checksums than are known")
+        source.set_aside(accused, failure)
+        if by_mirror:
+            raise failure
+    elif agreement is sparse.Agreement.BEHIND and by_mirror:
+        raise Misbehaved(f"{endpoint.upstream.name} lacks versions of {name} that are known")
+
+
+async def _compared(held: bytes, body: bytes) -> sparse.Agreement:
     if len(body) > _OFF_LOOP_BYTES:
-        agreement = await asyncio.to_thread(sparse.compare, held.body, body)
-    else:
-        agreement = sparse.compare(held.body, body)
-    if agreement is sparse.Agreement.AGREES:
-        return
-    if agreement is sparse.Agreement.BEHIND:
-        if endpoint is not source.first:
-            raise Misbehaved(f"{endpoint.upstream.name} lacks versions of {name} that are known")
-        return
-    accused = endpoint
-    if endpoint is source.first:
-        accused = source.endpoint(held.validators.mirror) or endpoint
-    failure = Misbehaved(
-        f"{accused.upstream.name} gives {name} another checksum than {source.name} does"
-    )
-    source.set_aside(accused, failure)
-    if endpoint is not source.first:
-        raise failure
+        return await asyncio.to_thread(sparse.compare, held, body)
+    return sparse.compare(held, body)

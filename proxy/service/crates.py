@@ -219,7 +219,6 @@ class Crates:
         return CrateServed(reader, digest, how, seekable=False)
 
     def _begin(self, source: Source, named: Named, digest: str) -> Download:
-        held = self._indexes.in_memory(source, named.crate.lower())
         download = Download(
             source,
             self._blobs,
@@ -227,7 +226,7 @@ class Crates:
             address=self._address(source, named, digest),
             digest=digest,
             named=named,
-            vouched_by=held.snapshot.validators.mirror if held is not None else "",
+            vouched_by=self._vouched_by(source, named),
         )
         key = (source.name, digest)
         self._downloads[key] = download
@@ -235,6 +234,11 @@ class Crates:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return download
+
+    def _vouched_by(self, source: Source, named: Named) -> str:
+        """Return who gave the index file: a mirror's address, or empty for the upstream."""
+        held = self._indexes.in_memory(source, named.crate.lower())
+        return held.snapshot.validators.mirror if held is not None else ""
 
     async def _fly(self, key: Key, download: Download) -> None:
         try:
@@ -273,6 +277,7 @@ class Crates:
             address=self._address(source, named, digest),
             digest=digest,
             subject=f"{named.crate} {named.version}",
+            vouched_by=self._vouched_by(source, named),
             disproved=partial(self._remember_mismatch, (source.name, digest)),
         )
         try:

@@ -19,7 +19,13 @@ from typing import Final, Protocol
 
 from proxy.core.answers import Absent
 from proxy.core.events import Kind, StoreFailed
-from proxy.core.failures import Misbehaved, StoreFailure, Unreachable, UpstreamFailure
+from proxy.core.failures import (
+    ChecksumMismatch,
+    Misbehaved,
+    StoreFailure,
+    Unreachable,
+    UpstreamFailure,
+)
 from proxy.ports import BlobStore, Draft, Named, Observer
 from proxy.service.endpoint import Endpoint
 from proxy.service.proof import accuse, disproven
@@ -74,7 +80,9 @@ class Download:
         self._address = address
         self._digest = digest
         self._vouched_by = vouched_by
-        self._endpoint: Endpoint | None = None
+        self._endpoint = source.first
+        # Who has sent wrong bytes, and what was said of that.
+        self._disproven: dict[Endpoint, UpstreamFailure] = {}
         self._named = named
         self._subject = f"{named.crate} {named.version}"
         self._draft: Draft | None = None
@@ -146,15 +154,7 @@ class Download:
     async def _proven_draft(self) -> Draft | None:
         """Transfer until the bytes are those that the index names; None if they are absent."""
         while True:
-            answer = await self._source.ask(
-                Kind.CRATE,
-                self._subject,
-                self._transfer,
-                has_copy=False,
-                received_bytes=_received_bytes,
-                deadline_s=lambda: _FLOWING_DEADLINE_S if self._written else ASKING_DEADLINE_S,
-                endpoints=self._endpoints,
-            )
+            answer = await self._ask()
             if isinstance(answer, Absent):
                 self.absent = answer
                 return None
@@ -163,11 +163,11 @@ class Download:
             actual = draft.digest()
             if actual == self._digest:
                 return draft
-            assert self._endpoint is not None, "somebody has sent this"
             self.elsewhere = accuse(self._source, self._endpoint, self._vouched_by)
             failure = disproven(
                 self._source,
                 self._observer,
+                sender=self._endpoint,
                 subject=self._subject,
                 expected=self._digest,
                 actual=actual,
@@ -175,13 +175,34 @@ class Download:
             )
             if not self.elsewhere or self.flows:
                 raise failure
+            self._disproven[self._endpoint] = failure
             await self._begin_anew()
+
+    async def _ask(self) -> int | Absent:
+        try:
+            return await self._source.ask(
+                Kind.CRATE,
+                self._subject,
+                self._transfer,
+                has_copy=False,
+                received_bytes=_received_bytes,
+                deadline_s=lambda: _FLOWING_DEADLINE_S if self._written else ASKING_DEADLINE_S,
+                endpoints=self._endpoints,
+            )
+        except UpstreamFailure:
+            wrong = list(self._disproven.values())
+            if not wrong or self.flows:
+                raise
+            # Wrong bytes are all that there is, and worth remembering.
+            self.elsewhere = False
+            mismatch = (one for one in wrong if isinstance(one, ChecksumMismatch))
+            raise next(mismatch, wrong[0]) from None
 
     def _endpoints(self) -> tuple[Endpoint, ...]:
         """Whom to ask: whoever began, once somebody has seen what it sent."""
-        if self._endpoint is not None and self.flows:
+        if self.flows:
             return (self._endpoint,)
-        return self._source.endpoints
+        return tuple(one for one in self._source.endpoints if one not in self._disproven)
 
     async def _begin_anew(self) -> None:
         draft, self._draft, self._written = self._draft, None, 0
@@ -192,10 +213,10 @@ class Download:
 
     def _misannounced(self) -> Misbehaved:
         failure = Misbehaved(
-            f"{self._source.name} announced {self.length_bytes} bytes of {self._subject} "
-            f"and sent {self._written}"
+            f"{self._endpoint.upstream.name} announced {self.length_bytes} bytes of "
+            f"{self._subject} and sent {self._written}"
         )
-        self._source.note_failure(Kind.CRATE, self._subject, failure)
+        self._source.note_failure(Kind.CRATE, self._subject, failure, endpoint=self._endpoint)
         return failure
 
     async def _transfer(self, endpoint: Endpoint) -> int | Absent:
@@ -215,6 +236,9 @@ class Download:
                     self.length_bytes = body.length_bytes
                     self._draft = await self._blobs.draft(body.length_bytes)
                 async for chunk in body.chunks():
+                    if not received:
+                        # Nobody should wait to its end for the word that it answers.
+                        self._source.answered(endpoint, Kind.CRATE)
                     fresh = chunk[max(0, skip - received) :] if received < skip else chunk
                     received += len(chunk)
                     if fresh:

@@ -16,15 +16,15 @@ from proxy.core.failures import UpstreamFailure
 from proxy.ports import CrateBody, Observer
 from proxy.service.download import HOLD_BACK_BYTES, Address
 from proxy.service.endpoint import Endpoint
-from proxy.service.proof import disproven
+from proxy.service.proof import accuse, disproven
 from proxy.service.source import Source
 
 
 class Passage:
     """One transfer for one client: a `Body` that is read in order, once.
 
-    `disproved` is called with the failure when the bytes were not those of `digest`. How many there
-    were is told when the passage is closed.
+    `disproved` is called with the failure when the bytes were not those of `digest` and nobody else
+    could be asked. How many there were is told when the passage is closed.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Passage:
         address: Address,
         digest: str,
         subject: str,
+        vouched_by: str,
         disproved: Callable[[UpstreamFailure], None],
     ) -> None:
         self._source = source
@@ -42,7 +43,9 @@ class Passage:
         self._address = address
         self._digest = digest
         self._subject = subject
+        self._vouched_by = vouched_by
         self._disproved = disproved
+        self._endpoint = source.first
         self._received_bytes = 0
         self._stack = AsyncExitStack()
         self._body: CrateBody | None = None
@@ -71,6 +74,7 @@ class Passage:
         body = await self._stack.enter_async_context(endpoint.upstream.crate(url))
         if isinstance(body, Absent):
             return body
+        self._endpoint = endpoint
         self._body = body
         self._chunks = body.chunks()
         return None
@@ -85,7 +89,9 @@ class Passage:
                 self._prove()
                 self._complete = True
             except UpstreamFailure as failure:
-                self._source.note_failure(Kind.CRATE, self._subject, failure)
+                self._source.note_failure(
+                    Kind.CRATE, self._subject, failure, endpoint=self._endpoint
+                )
                 raise
             else:
                 self._received_bytes += len(chunk)
@@ -100,15 +106,18 @@ class Passage:
         actual = self._hash.hexdigest()
         if actual == self._digest:
             return
+        elsewhere = accuse(self._source, self._endpoint, self._vouched_by)
         failure = disproven(
             self._source,
             self._observer,
+            sender=self._endpoint,
             subject=self._subject,
             expected=self._digest,
             actual=actual,
             content_type=self._body.content_type if self._body is not None else "",
         )
-        self._disproved(failure)
+        if not elsewhere:
+            self._disproved(failure)
         raise failure
 
     async def read(self, offset: int) -> bytes:

@@ -6,6 +6,9 @@ delay. Only this feeds breakers, retry budget and the events about requests.
 
 A mirror is asked when what stands before it could not answer. So its word that something is absent
 proves nothing: the failure before it stands. It may give what we lack, never take away.
+
+While somebody else can be asked, an endpoint that fails is tried again as rarely as if a copy were
+held; only when nobody else has answered is it pressed.
 """
 
 import asyncio
@@ -15,13 +18,13 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from proxy.core.answers import Absent, Found, Unchanged
-from proxy.core.breaker import Admission, BreakerState
+from proxy.core.breaker import AS_USUAL, TURNED_AWAY, Admission, BreakerState
 from proxy.core.events import Kind, MirrorSetAside, UpstreamAsked, UpstreamFailed, UpstreamRecovered
 from proxy.core.failures import Misbehaved, Spared, TimedOut, UpstreamFailure
 from proxy.core.freshness import Terms
 from proxy.core.retry import RetryBudget, delay_before_retry
 from proxy.ports import Clock, Observer, Upstream
-from proxy.service.endpoint import ASIDE_S, Endpoint
+from proxy.service.endpoint import ASIDE_S, Endpoint, EndpointReport
 
 T = TypeVar("T")
 
@@ -42,6 +45,8 @@ class _Question(Generic[T]):
     attempt: Callable[[Endpoint], Awaitable[T]]
     received_bytes: Callable[[T], int]
     has_copy: bool
+    endpoints: Callable[[], Sequence[Endpoint]]
+    failed_probes: dict[Endpoint, int]
 
 
 @dataclass(slots=True)
@@ -51,6 +56,10 @@ class _Turn(Generic[T]):
     answer: tuple[T] | None = None
     failed: list[tuple[Endpoint, UpstreamFailure]] = field(default_factory=list)
     asked: list[Endpoint] = field(default_factory=list)
+
+    def not_asked(self, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+        """Return who was turned away."""
+        return [one for one in endpoints if one not in self.asked]
 
 
 @dataclass(slots=True)
@@ -91,20 +100,25 @@ class Source:
         if self.offline:
             return True
         now = self.clock.monotonic()
-        return all(one.is_aside(now) or one.index.is_failing(now) for one in self.endpoints)
+        return all(one.is_out(now) or one.index.is_failing(now) for one in self.endpoints)
 
     def state(self, kind: Kind, endpoint: Endpoint) -> Callable[[], int]:
         """Return what tells a breaker's state; 3 is an endpoint that is set aside."""
 
         def now() -> int:
             moment = self.clock.monotonic()
-            if endpoint.is_aside(moment):
+            if endpoint.is_out(moment) or endpoint.comes_last(kind, moment):
                 return SET_ASIDE
             if self.offline:
                 return int(BreakerState.OPEN)
             return int(endpoint.breaker(kind).state(moment))
 
         return now
+
+    def report(self) -> tuple[EndpointReport, ...]:
+        """Tell how each address is, the upstream's own first."""
+        now = self.clock.monotonic()
+        return tuple(one.report(now) for one in self.endpoints)
 
     def endpoint(self, mirror: str) -> Endpoint | None:
         """Return the endpoint that is known as `mirror`; the upstream itself for the empty one."""
@@ -125,65 +139,98 @@ class Source:
 
         `has_copy` says that somebody can be served without this: then a failing upstream is not
         pressed. `subject` is for the log, `received_bytes` tells the size of an answer. No attempt
-        begins later than `deadline_s` after the first. `endpoints` narrows whom to ask, anew each
-        time: once bytes have gone to a client, nobody else can go on with them.
+        begins later than `deadline_s` after the first. `endpoints` narrows whom to ask, anew before
+        each: once bytes have gone to a client, nobody else can go on with them.
         """
         self.budget.deposit()
-        question = _Question(kind, subject, attempt, received_bytes, has_copy)
+        whom = (lambda: self.endpoints) if endpoints is None else endpoints
+        probes = {one: one.breaker(kind).failed_probes for one in self.endpoints}
+        question = _Question(kind, subject, attempt, received_bytes, has_copy, whom, probes)
         begun = self.clock.monotonic()
-        number, refusals = 1, 0
+        number = 1
         while True:
-            candidates = self.endpoints if endpoints is None else endpoints()
-            turn = await self._go_round(question, candidates)
+            turn = await self._go_round(question)
             if turn.answer is not None:
                 return turn.answer[0]
             remaining_s = deadline_s() - (self.clock.monotonic() - begun)
             if not turn.failed:
-                left = [one for one in candidates if one not in turn.asked]
-                # Whoever has waited for one probe in vain has heard the truth.
-                await self._wait_for_admission(question, left, 0 if refusals else remaining_s)
-                refusals += 1
+                await self._wait_for_admission(question, turn.not_asked(whom()), remaining_s)
                 continue
-            failure = turn.failed[0][1]
-            delay = self._delay(failure, number, remaining_s, has_copy=has_copy)
+            passing = [failure for _, failure in turn.failed if not failure.noted]
+            delay = None
+            if passing:
+                delay = self._delay(passing[0], number, remaining_s, has_copy=has_copy)
             if delay is None:
                 for endpoint, passed in turn.failed:
                     self._gave_up(endpoint, kind, subject, passed, has_copy=has_copy)
-                raise failure
+                raise min(turn.failed, key=lambda each: self.endpoints.index(each[0]))[1]
             await self.clock.sleep(delay)
             number += 1
 
-    async def _go_round(
-        self, question: "_Question[T]", candidates: Sequence[Endpoint]
-    ) -> "_Turn[T]":
-        """Ask one endpoint after the other, as their breakers allow, until one answers."""
+    async def _go_round(self, question: "_Question[T]") -> "_Turn[T]":
+        """Ask one endpoint after the other, as their breakers allow, until one answers.
+
+        Who was spared for another's sake is asked at the end, if that one did not answer.
+        """
         turn: _Turn[T] = _Turn()
-        kind, subject = question.kind, question.subject
-        for endpoint in candidates:
-            admission = self._admission(endpoint, question)
-            if admission is Admission.NO:
+        now = self.clock.monotonic()
+        order = sorted(self.endpoints, key=lambda one: one.comes_last(question.kind, now))
+        for endpoint in (*order, *order):
+            if endpoint in turn.asked or endpoint not in question.endpoints():
                 continue
-            turn.asked.append(endpoint)
-            try:
-                answer = await self._attempt(endpoint, admission, question)
-            except UpstreamFailure as failure:
-                turn.failed.append((endpoint, failure))
-                if admission is Admission.PROBE:
-                    self._gave_up(endpoint, kind, subject, failure, has_copy=question.has_copy)
-                continue
-            if isinstance(answer, Absent) and endpoint is not self.first:
-                continue
-            for passed, reason in turn.failed:
-                self._gave_up(passed, kind, subject, reason, has_copy=False)
-            turn.answer = (answer,)
-            break
+            others = order[order.index(endpoint) + 1 :]
+            admission = self._admission(endpoint, question, turn, others)
+            if admission.may_ask:
+                turn.asked.append(endpoint)
+                await self._ask_one(endpoint, admission, question, turn)
+            if turn.answer is not None:
+                break
         return turn
 
-    def _admission(self, endpoint: Endpoint, question: "_Question[T]") -> Admission:
+    def _admission(
+        self,
+        endpoint: Endpoint,
+        question: "_Question[T]",
+        turn: "_Turn[T]",
+        others: Sequence[Endpoint],
+    ) -> Admission:
         now = self.clock.monotonic()
-        if endpoint.is_aside(now):
-            return Admission.NO
-        return endpoint.breaker(question.kind).admit(now, has_copy=question.has_copy)
+        if endpoint.is_out(now):
+            return TURNED_AWAY
+        can_be_asked = set(turn.not_asked(question.endpoints())).intersection(others)
+        spares = question.has_copy or any(
+            not one.is_out(now) and one.breaker(question.kind).failing_since is None
+            for one in can_be_asked
+        )
+        return endpoint.breaker(question.kind).admit(now, spares=spares)
+
+    async def _ask_one(
+        self,
+        endpoint: Endpoint,
+        admission: Admission,
+        question: "_Question[T]",
+        turn: "_Turn[T]",
+    ) -> None:
+        """Ask one endpoint, and note in `turn` what came of it."""
+        try:
+            answer = await self._attempt(endpoint, admission, question)
+        except UpstreamFailure as failure:
+            turn.failed.append((endpoint, failure))
+            if admission.probe:
+                self._gave_up(
+                    endpoint,
+                    question.kind,
+                    question.subject,
+                    failure,
+                    has_copy=question.has_copy,
+                    admission=admission,
+                )
+            return
+        if isinstance(answer, Absent) and endpoint is not self.first:
+            return
+        for passed, reason in turn.failed:
+            self._gave_up(passed, question.kind, question.subject, reason, has_copy=False)
+        turn.answer = (answer,)
 
     async def _attempt(
         self, endpoint: Endpoint, admission: Admission, question: "_Question[T]"
@@ -206,17 +253,17 @@ class Source:
             told = True
             duration_s = self.clock.monotonic() - begun
             self._asked(kind, _outcome_of(answer), duration_s, question.received_bytes(answer))
-            self._answered(endpoint, kind)
+            self.answered(endpoint, kind)
             return answer
         finally:
-            if admission is Admission.PROBE and not told:
-                endpoint.breaker(kind).release()
+            if admission.probe and not told:
+                endpoint.breaker(kind).release(admission)
                 self._wake()
 
     def _delay(
         self, failure: UpstreamFailure, number: int, remaining_s: float, *, has_copy: bool
     ) -> float | None:
-        if failure.noted or (has_copy and failure.failing):
+        if has_copy and failure.failing:
             return None
         if failure.transient and failure.received_bytes and number == 1:
             # It was answering, and broke off: no sign of an upstream that must be spared.
@@ -231,26 +278,35 @@ class Source:
     ) -> None:
         """Wait until a breaker may let somebody through. Raises Spared where that is too long.
 
-        `left` are those that were not asked.
+        `left` are those that were not asked. Whoever has waited for a probe in vain has heard the
+        truth, and does not wait for the next.
         """
         now = self.clock.monotonic()
-        usable = [one for one in left if not one.is_aside(now)]
+        usable = [one for one in left if not one.is_out(now)]
         if not usable:
             # What is left is set aside, and that was for something.
             failure = left[0].last_failure if left else None
             if failure is None:
                 failure = Misbehaved(f"mirrors of {self.name} alone could be asked, and lack it")
             raise failure.with_traceback(None)
-        kind = question.kind
-        soonest = min(usable, key=lambda one: one.breaker(kind).wait_s(now))
-        wait_s = soonest.breaker(kind).wait_s(now)
-        if question.has_copy or wait_s >= remaining_s:
-            raise Spared(self.name, soonest.last_failure, wait_s)
-        if wait_s > 0:
+        wait_s, endpoint = min(
+            ((one.breaker(question.kind).wait_s(now), one) for one in usable),
+            key=lambda each: (each[1].breaker(question.kind).probing, each[0]),
+        )
+        soonest = endpoint.breaker(question.kind)
+        in_vain = soonest.failed_probes > question.failed_probes[endpoint]
+        if question.has_copy or in_vain or wait_s >= remaining_s:
+            raise Spared(self.name, endpoint.last_failure, wait_s)
+        if not soonest.probing:
             await self.clock.sleep(wait_s)
-        else:
-            # A probe is under way, and tells when it is over.
-            await self._changed.wait()
+            return
+        # A probe is under way, and tells when it is over.
+        changed = self._changed
+        try:
+            async with asyncio.timeout(remaining_s):
+                await changed.wait()
+        except TimeoutError:
+            raise Spared(self.name, endpoint.last_failure, wait_s) from None
 
     def _wake(self) -> None:
         """Wake whoever waits for a probe to end."""
@@ -282,6 +338,7 @@ class Source:
         *,
         has_copy: bool,
         news: bool = True,
+        admission: Admission = AS_USUAL,
     ) -> None:
         """Take note that an endpoint could not answer, once for each failure."""
         if failure.noted:
@@ -291,7 +348,7 @@ class Source:
         if failure.failing:
             breaker = endpoint.breaker(kind)
             news = news and breaker.failing_since is None
-            breaker.failed(self.clock.monotonic())
+            breaker.failed(self.clock.monotonic(), admission)
             self._wake()
         self.observer.observe(
             UpstreamFailed(self.name, kind, subject, str(failure), served_stale=has_copy, news=news)
@@ -308,10 +365,10 @@ class Source:
         if not endpoint.is_aside(now):
             endpoint.set_aside(now, failure)
             self.observer.observe(MirrorSetAside(self.name, endpoint.mirror, str(failure), ASIDE_S))
-        return any(not one.is_aside(now) for one in self.endpoints)
+        return any(one is not endpoint and not one.is_out(now) for one in self.endpoints)
 
-    def _answered(self, endpoint: Endpoint, kind: Kind) -> None:
-        """Take note of an answer."""
+    def answered(self, endpoint: Endpoint, kind: Kind) -> None:
+        """Take note of an answer, or of its beginning where it may be long in coming."""
         failing_for = endpoint.breaker(kind).answered(self.clock.monotonic())
         if failing_for is None:
             return

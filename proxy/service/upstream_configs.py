@@ -17,7 +17,7 @@ from proxy.core.registry_config import NotARegistryConfig, RegistryConfig
 from proxy.ports import Clock, IndexStore, Observer
 from proxy.service.endpoint import Endpoint
 from proxy.service.flights import Flights, outcome
-from proxy.service.source import CLIENT_PATIENCE_S, Source
+from proxy.service.source import ASKING_DEADLINE_S, CLIENT_PATIENCE_S, Source
 
 CONFIG_FILE: Final = "config.json"
 _FRESH_S: Final = 300.0
@@ -80,8 +80,10 @@ class UpstreamConfigs:
 
     async def _fetch(self, source: Source, endpoint: Endpoint) -> RegistryConfig:
         key = (source.name, endpoint.mirror)
-        # A mirror's is not kept: it is needed only while the mirror answers.
-        config = None if endpoint.mirror else await self._stored(source)
+        config = self._known[key][0] if key in self._known else None
+        if config is None and not endpoint.mirror:
+            # A mirror's is not stored: it is needed only while the mirror answers.
+            config = await self._stored(source)
         if config is not None:
             self._unconfirmed[key] = config
         try:
@@ -112,6 +114,8 @@ class UpstreamConfigs:
             has_copy=has_copy,
             received_bytes=lambda answer: len(answer.body) if isinstance(answer, Found) else 0,
             endpoints=lambda: (endpoint,),
+            # Where somebody else has the crates as well, they are asked before this is asked again.
+            deadline_s=lambda: ASKING_DEADLINE_S if len(source.endpoints) == 1 else 0.0,
         )
         try:
             config = _read(answer.body if isinstance(answer, Found) else None)

@@ -2,9 +2,10 @@
 
 import pytest
 
+from proxy.core.events import How
 from proxy.core.failures import Misbehaved, Unreachable
 from proxy.ports import ApiAnswer
-from proxy.service.api import Api
+from proxy.service.api import Api, ApiServed
 from tests.service.scene import Scene
 from tests.world.crates import Package
 from tests.world.wire import Reply
@@ -17,10 +18,11 @@ async def test_what_it_says_is_passed_on_whatever_the_status(scene: Scene) -> No
     api = Api(scene.configs, scene.clock)
     found = await api.get(scene.source, "/crates", "q=ser&per_page=10")
     assert found is not None
-    assert (found.status, found.content_type) == (200, "application/json")
-    assert b'"name": "serde"' in found.body
+    assert (found.answer.status, found.answer.content_type) == (200, "application/json")
+    assert b'"name": "serde"' in found.answer.body
     scene.upstream.reply(SEARCH, Reply(404, b"{}", (("Content-Type", "application/json"),)))
-    assert await api.get(scene.source, "/crates", "") == ApiAnswer(404, "application/json", b"{}")
+    refused = ApiAnswer(404, "application/json", b"{}")
+    assert await api.get(scene.source, "/crates", "") == ApiServed(refused, How.BYPASS)
     assert scene.upstream.paths() == ["/index/config.json", SEARCH, SEARCH]
 
 
