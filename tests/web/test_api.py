@@ -114,7 +114,7 @@ async def test_an_outage_of_the_api_is_503_in_the_apis_own_form(
 ) -> None:
     await proxy.ask(SEARCH)
     upstream.stop()
-    answer = await proxy.ask(SEARCH)
+    answer = await proxy.ask(SEARCH + "&page=2")
     assert (answer.status, answer.how) == (503, "error")
     assert answer.headers["retry-after"] == "5"
     assert "crates-io cannot be reached" in details(answer.body)[0]
