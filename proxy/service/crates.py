@@ -16,7 +16,13 @@ from functools import partial
 from typing import Final
 
 from proxy.core.events import How
-from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure, UpstreamFailure
+from proxy.core.failures import (
+    ChecksumMismatch,
+    NoSuchCrate,
+    StoreFailure,
+    Unreachable,
+    UpstreamFailure,
+)
 from proxy.core.freshness import NEGATIVE_FRESH_S
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
@@ -135,6 +141,9 @@ class Crates:
 
     async def _digest(self, source: Source, named: Named, sha256: str | None) -> str | NoSuchCrate:
         name = named.crate.lower()
+        subject = f"{named.crate} {named.version}"
+        if sha256 is not None:
+            subject = f"{subject} with sha256 {sha256}"
         held = await self._indexes.held(source, name)
         digest = _choose(held, named, sha256)
         if digest is not None:
@@ -146,11 +155,11 @@ class Crates:
             digest = _choose(refreshed, named, sha256)
             if digest is not None:
                 return digest
+            if refreshed is not None and refreshed.snapshot.validators.mirror:
+                # It may be behind, and is no authority on what there is not.
+                raise Unreachable(f"{source.name} cannot be asked, and its mirror lacks {subject}")
             until = self._clock.monotonic() + NEGATIVE_FRESH_S
             self._lacking.put((named, sha256), until, 1)
-        subject = f"{named.crate} {named.version}"
-        if sha256 is not None:
-            subject = f"{subject} with sha256 {sha256}"
         return NoSuchCrate(f"the index of {source.name} has no {subject}")
 
     def _is_known_to_lack(self, wanted: tuple[Named, str | None]) -> bool:

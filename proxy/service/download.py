@@ -208,8 +208,10 @@ class Download:
         draft, self._draft, self._written = self._draft, None, 0
         self.length_bytes = None
         if draft is not None:
-            await asyncio.shield(draft.discard())
-            draft.close()
+            try:
+                await asyncio.shield(draft.discard())
+            finally:
+                draft.close()
 
     def _misannounced(self) -> Misbehaved:
         failure = Misbehaved(

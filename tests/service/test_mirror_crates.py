@@ -114,6 +114,24 @@ async def test_a_mirrors_404_is_no_absence(scene: Scene) -> None:
     assert paths(mirror) == [CRATE]
 
 
+async def test_a_version_that_a_mirrors_index_lacks_is_an_outage_and_no_absence(
+    scene: Scene,
+) -> None:
+    behind = Registry()
+    behind.publish(SERDE)
+    scene.mirror(behind)
+    newer = Package("serde", "1.0.1")
+    scene.publish(SERDE, newer)
+    scene.upstream.fail("*", unreachable)
+    for wanted in (None, scene.cksum(newer)):
+        with pytest.raises(Unreachable, match=r"serde 1\.0\.1"):
+            await advancing(scene, scene.crate(newer, wanted))
+    assert (await scene.download(SERDE)).body == crate_file(SERDE)
+    scene.upstream.heal()
+    scene.clock.advance(31)
+    assert (await scene.download(newer)).body == crate_file(newer), "nothing was remembered"
+
+
 async def test_the_upstreams_404_is_one_and_no_mirror_is_asked(scene: Scene) -> None:
     mirror = scene.mirror()
     scene.publish(SERDE)
