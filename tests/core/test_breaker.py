@@ -148,6 +148,15 @@ def test_who_fails_late_ends_no_probe() -> None:
     assert breaker.admit(150.0, spares=False) == TURNED_AWAY
 
 
+def test_who_fails_late_keeps_nobody_waiting_for_longer() -> None:
+    breaker = tripped(100.0)
+    breaker.failed(102.0, breaker.admit(102.0, spares=False))
+    breaker.failed(103.9)
+    assert breaker.wait_s(104.0, spares=True) == 2.0
+    assert breaker.wait_s(104.0) == 0.0
+    assert breaker.admit(104.0, spares=False).probe == 2
+
+
 def test_a_probe_from_before_an_answer_ends_no_later_one() -> None:
     breaker = tripped(100.0)
     old = breaker.admit(102.0, spares=False)

@@ -80,7 +80,9 @@ async def test_a_mirror_may_have_them_somewhere_else(scene: Scene) -> None:
     scene.upstream.fail("/crates/*", unreachable)
     assert (await scene.download(SERDE)).body == crate_file(SERDE)
     assert mirror.paths() == [CONFIG, "/files/serde/1.0.0"]
-    assert scene.index_store.snapshots["crates-io", "config.json"].validators.mirror == ""
+    stored = scene.index_store.snapshots["crates-io", "config.json"].body
+    assert stored is not None
+    assert b"crates-io.test" in stored, "a mirror's word on where its crates are is its own"
 
 
 async def test_with_no_word_of_where_its_crates_are_the_next_is_asked(scene: Scene) -> None:
@@ -96,13 +98,15 @@ async def test_with_no_word_of_where_its_crates_are_the_next_is_asked(scene: Sce
 
 async def test_a_mirrors_known_configuration_outlives_its_answers(scene: Scene) -> None:
     mirror = scene.mirror()
-    scene.publish(SERDE, Package("serde", "1.0.1"))
+    packages = [Package("serde", f"1.0.{number}") for number in range(5)]
+    scene.publish(*packages)
     scene.upstream.fail("/crates/*", unreachable)
-    await scene.download(SERDE)
+    await scene.download(packages[0])
     scene.clock.advance(301)
     mirror.fail(CONFIG, unreachable)
-    got = await scene.download(Package("serde", "1.0.1"))
-    assert got.body == crate_file(Package("serde", "1.0.1"))
+    for package in packages[1:]:
+        assert (await scene.download(package)).body == crate_file(package)
+    assert mirror.paths(CONFIG) == [CONFIG] * 2, "and it is not asked for with each"
 
 
 async def test_a_mirrors_404_is_no_absence(scene: Scene) -> None:

@@ -80,8 +80,17 @@ async def test_one_probe_at_a_time_and_its_answer_lets_all_through(scene: Scene)
 async def test_who_has_waited_for_one_probe_in_vain_hears_the_truth(scene: Scene) -> None:
     await tripped(scene)
     begun = scene.clock.monotonic()
+    gate = scene.upstream.hold("*")
     clients = waiting(scene, 10)
+    await scene.clock.until_sleeping(10)
+    scene.clock.advance(2)
+    await gate.arrived()
+    await turns()
+    loop = asyncio.get_running_loop()
+    probed = loop.time()
+    gate.release()
     outcomes = await advancing(scene, asyncio.gather(*clients, return_exceptions=True))
+    assert loop.time() - probed < 1.0, "at once"
     assert len(scene.upstream.paths()) == 1
     assert sorted(type(one).__name__ for one in outcomes) == ["Spared"] * 9 + ["Unreachable"]
     assert scene.clock.monotonic() - begun <= 3.0
@@ -118,8 +127,17 @@ async def test_a_probe_that_tells_nothing_of_the_address_is_not_the_last_word(
     await tripped(scene)
     scene.upstream.heal()
     scene.upstream.fail("*", failure, times=1)
+    gate = scene.upstream.hold("*")
+    loop = asyncio.get_running_loop()
     clients = waiting(scene, 4)
+    await scene.clock.until_sleeping(4)
+    scene.clock.advance(2)
+    await gate.arrived()
+    await turns()
+    begun = loop.time()
+    gate.release()
     outcomes = await advancing(scene, asyncio.gather(*clients, return_exceptions=True))
+    assert loop.time() - begun < 1.0, "they are told at once"
     assert [isinstance(one, IndexServed) for one in outcomes].count(True) == 3
     assert sum(isinstance(one, type(failure())) for one in outcomes) == 1
 
@@ -210,3 +228,28 @@ async def test_a_hanging_probe_of_one_address_keeps_nobody_from_another(scene: S
     assert scene.endpoint(scene.upstream).index.probing
     scene.upstream.heal()
     assert isinstance(await probing, IndexServed)
+
+
+async def test_who_may_soon_probe_one_address_does_not_wait_for_a_hanging_probe_of_another(
+    scene: Scene,
+) -> None:
+    mirror = scene.mirror()
+    scene.publish(*(Package(name) for name in NAMES))
+    for one in (scene.upstream, mirror):
+        one.fail("*", unreachable)
+    for number in range(2 * TRIPS_AFTER):
+        with pytest.raises(UpstreamFailure):
+            await advancing(scene, scene.index(f"tripping{number}"))
+    scene.clock.advance(31)
+    gate = scene.upstream.hold("*")
+    probing, vain, served = waiting(scene, 3)
+    await gate.arrived()
+    with pytest.raises(UpstreamFailure):
+        await vain
+    mirror.heal()
+    begun = asyncio.get_running_loop().time()
+    later = asyncio.ensure_future(scene.index(NAMES[3]))
+    assert isinstance(await advancing(scene, later), IndexServed)
+    assert asyncio.get_running_loop().time() - begun < 5.0
+    scene.upstream.heal()
+    await asyncio.gather(probing, served, return_exceptions=True)
