@@ -7,7 +7,7 @@ in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever 
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -20,9 +20,10 @@ from proxy.adapters.credentials import Credentials
 from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
 from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
+from proxy.adapters.offline import OfflineUpstream
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
-from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
+from proxy.adapters.upstream import HttpUpstream, UpstreamTerms
 from proxy.config import Settings, UpstreamSettings
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.events import Kind
@@ -135,7 +136,9 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
             registries=registries,
             journeys=Journeys(indexes, crates, api, Insistence(clock), configs),
             housekeeping=housekeeping,
-            operations=Operations(housekeeping, _used(telemetry) if serving else lambda: None),
+            operations=Operations(
+                housekeeping, _used(telemetry, sources) if serving else lambda: None
+            ),
             telemetry=telemetry,
             blobs=blobs,
             addresses=AddressRules(
@@ -147,8 +150,13 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         )
 
 
-def _used(telemetry: Telemetry) -> Callable[[], Json]:
-    return lambda: asdict(telemetry.totals)
+def _used(telemetry: Telemetry, sources: Mapping[str, Source]) -> Callable[[], Json]:
+    def used() -> Json:
+        reports = {name: source.report() for name, source in sources.items()}
+        upstreams = {name: [asdict(one) for one in each] for name, each in reports.items()}
+        return {**asdict(telemetry.totals), "addresses": upstreams}
+
+    return used
 
 
 def _limits(settings: Settings, stored_bytes: int) -> Limits:

@@ -29,7 +29,6 @@ from proxy.core.failures import (
     Crowded,
     ForbiddenAddress,
     Misbehaved,
-    Offline,
     TimedOut,
     Troubled,
     Unreachable,
@@ -332,48 +331,6 @@ class _HttpCrateBody(CrateBody):
     def chunks(self) -> AsyncIterator[bytes]:
         """Yield the decoded body; see the port."""
         return self._upstream.decoded(self._response, self._max_bytes, _CRATE_TIMEOUT_S)
-
-
-class OfflineUpstream(Upstream):
-    """An upstream that must not be asked: `offline = true`. Opens no socket."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """The name it is configured under."""
-        return self._name
-
-    async def index_file(
-        self, path: str, validators: Validators, *, new_connection: bool = False
-    ) -> Answer:
-        """Refuse."""
-        del validators, new_connection
-        raise self._offline(path)
-
-    def crate(self, url: str) -> "_Refusal":
-        """Refuse."""
-        return _Refusal(self._offline(url.rpartition("/")[2]))
-
-    async def api_get(self, url: str) -> ApiAnswer:
-        """Refuse."""
-        del url
-        raise self._offline("its web API")
-
-    def _offline(self, what: str) -> Offline:
-        return Offline(f"{self._name} is offline and {what} is not held here")
-
-
-class _Refusal(AbstractAsyncContextManager[CrateBody | Absent]):
-    def __init__(self, reason: Offline) -> None:
-        self._reason = reason
-
-    async def __aenter__(self) -> CrateBody | Absent:
-        raise self._reason
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
 
 
 def _forbidden_in(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from proxy.core.answers import Absent, Found, Unchanged
+from proxy.core.answers import Absent, Unchanged
 from proxy.core.breaker import AS_USUAL, TURNED_AWAY, Admission, BreakerState
 from proxy.core.events import Kind, MirrorSetAside, UpstreamAsked, UpstreamFailed, UpstreamRecovered
 from proxy.core.failures import Misbehaved, Spared, TimedOut, UpstreamFailure
@@ -394,12 +394,6 @@ async def patience(source: Source) -> AsyncIterator[None]:
 
 
 def _outcome_of(answer: object) -> str:
-    match answer:
-        case Found():
-            return "found"
-        case Unchanged():
-            return "unchanged"
-        case Absent():
-            return "absent"
-        case _:
-            return "found"
+    if isinstance(answer, Absent):
+        return "absent"
+    return "unchanged" if isinstance(answer, Unchanged) else "found"

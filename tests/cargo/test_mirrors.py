@@ -55,6 +55,9 @@ def test_with_the_upstream_down_everything_comes_from_the_mirror_and_the_lock_is
     assert proxy.metric("breaker_state", upstream="crates-io") in (1, 2)
     assert proxy.metric("mirror_state", mirror=mirror.index_url.removeprefix("sparse+")) == 0
     assert proxy.metric("set_aside_total", upstream="crates-io") == 0
+    told = proxy.command("stats").succeeded().stdout
+    assert "crates-io: index failing for " in told
+    assert f"crates-io ({mirror.index_url.removeprefix('sparse+')}): well" in told
 
 
 def test_an_upstream_that_dies_in_the_middle_of_a_fetch_is_not_missed(
