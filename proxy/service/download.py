@@ -223,7 +223,7 @@ class Download:
 
     async def _transfer(self, endpoint: Endpoint) -> int | Absent:
         """Ask once, and append what the draft does not have yet."""
-        if endpoint is not self._endpoint and self._written:
+        if endpoint is not self._endpoint and self._draft is not None:
             await self._begin_anew()
         self._endpoint = endpoint
         received = 0

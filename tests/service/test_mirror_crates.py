@@ -154,6 +154,14 @@ async def test_what_broke_off_before_the_first_byte_begins_anew_elsewhere(scene:
     assert paths(scene.upstream) == paths(mirror) == [CRATE]
 
 
+async def test_a_length_that_one_announced_does_not_bind_the_next(scene: Scene) -> None:
+    scene.mirror()
+    scene.publish(SERDE)
+    scene.upstream.ship("/crates/*", Shipment(cut_after=0, announced_bytes=5))
+    got = await scene.download(SERDE)
+    assert (got.body, got.size_bytes) == (crate_file(SERDE), len(crate_file(SERDE)))
+
+
 @pytest.mark.parametrize("bend", [bytes, lambda body: b"x" * len(body)], ids=["true", "wrong"])
 async def test_once_bytes_have_flowed_nobody_else_goes_on_with_them(
     scene: Scene, bend: type[bytes]
