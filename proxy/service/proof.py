@@ -31,7 +31,7 @@ def disproven(
         failure = Misbehaved(f"{name} sent a web page in place of {subject}")
     else:
         failure = ChecksumMismatch(
-            f"{name} sent {subject} with sha256 {actual}, the index says {expected}",
+            f"{name} sent {subject} with sha256 {actual}, its index says {expected}",
             expected=expected,
             actual=actual,
         )
