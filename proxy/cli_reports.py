@@ -83,6 +83,7 @@ def stats_lines(result: dict[str, object]) -> Iterator[str]:
         yield f"removed      {tomb['name']} of {tomb['upstream']}{back}"
     if isinstance(used, dict):
         yield from _used_lines(used)
+        yield from _address_lines(used.get("addresses", {}))
     if isinstance(result.get("saved"), dict):
         yield from _saved_lines(result["saved"])
     if not isinstance(used, dict):
@@ -99,6 +100,25 @@ def _used_lines(used: dict[str, dict[str, dict[str, object]]]) -> Iterator[str]:
     for name, received in used["upstream_received_bytes"].items():
         asked = used["upstream_requests"][name]
         yield f"from {name}: {asked} requests, {size(received)} received"
+
+
+def _address_lines(upstreams: dict[str, list[dict[str, object]]]) -> Iterator[str]:
+    """Write how each address does of which there is something to tell."""
+    for name, addresses in upstreams.items():
+        for address in addresses:
+            called = f"{name} ({address['mirror']})" if address["mirror"] else name
+            told = [
+                f"{what} failing for {address[f'{what}_failing_for_s']:.0f} s, "
+                f"{'being tried' if address[what] == 'half_open' else 'not asked'}"
+                for what in ("index", "crates")
+                if address[f"{what}_failing_for_s"] is not None
+            ]
+            if address["set_aside_for_s"] is not None:
+                told.append(f"set aside for {address['set_aside_for_s']:.0f} s more")
+            if told:
+                yield f"{called}: {'; '.join(told)} ({address['last_failure']})"
+            elif address["mirror"]:
+                yield f"{called}: well"
 
 
 def _saved_lines(saved: object) -> Iterator[str]:

@@ -8,33 +8,25 @@ in `proxy.serve`. Whatever was opened is closed in the opposite order, whatever 
 import asyncio
 import logging
 import shutil
-import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from proxy import version
 from proxy.adapters.blob_store import FileBlobStore
 from proxy.adapters.cache_dir import CacheDirectory
-from proxy.adapters.client_tls import CertificateRefused, expiry
 from proxy.adapters.clock import SystemClock
-from proxy.adapters.credentials import Credentials
-from proxy.adapters.egress import Egress, EgressTerms, TlsContexts
+from proxy.adapters.egress import TlsContexts
 from proxy.adapters.index_behind import BehindIndexStore
 from proxy.adapters.index_store import DiskIndexStore
 from proxy.adapters.savings_book import SavingsBook
 from proxy.adapters.state_store import SqliteStateStore
 from proxy.adapters.telemetry import Telemetry
-from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
-from proxy.config import ConfigError, Settings, UpstreamSettings
+from proxy.config import ConfigError, Settings
 from proxy.config_changes import Adoption, Change
-from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.forwarded import AddressRules
-from proxy.core.freshness import Terms
 from proxy.core.room import Limits
-from proxy.ports import Upstream
 from proxy.service.api import Api
 from proxy.service.crates import Crates
 from proxy.service.housekeeping import Housekeeping
@@ -46,12 +38,12 @@ from proxy.service.overview import Overviews
 from proxy.service.registry import Registry
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
+from proxy.wiring import asking, wire
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_SIZE_BYTES: Final = 50 * 2**30
 _DEFAULT_SHARE_OF_FREE: Final = 0.8
-_FIRST_BYTE_TIMEOUT_S: Final = 15.0
 # A command has no clients to drain: what it began may end.
 _COMMAND_PATIENCE_S: Final = 5.0
 
@@ -129,7 +121,7 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         # Opened before whatever asks, and so closed after what that has under way.
         contexts = TlsContexts()
         wired = [
-            await _wire(stack, name, settings, clock, telemetry, contexts)
+            await wire(stack, name, settings, clock, telemetry, contexts)
             for name in settings.upstreams
         ]
         sources = {one.source.name: one.source for one in wired}
@@ -138,6 +130,8 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         stack.push_async_callback(lambda: indexes.close(patience.left_s()))
         configs = UpstreamConfigs(index_store, clock, telemetry)
         stack.push_async_callback(configs.close)
+        api = Api(configs, clock)
+        stack.push_async_callback(api.close)
         crates = Crates(indexes, configs, blobs, clock, telemetry)
         stack.push_async_callback(lambda: crates.close(patience.left_s()))
         registries = {
@@ -148,10 +142,12 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
         telemetry.watch_flights(lambda: indexes.flights + crates.flights)
         yield House(
             registries=registries,
-            journeys=Journeys(indexes, crates, Api(configs), Insistence(clock), configs),
+            journeys=Journeys(indexes, crates, api, Insistence(clock), configs),
             housekeeping=housekeeping,
             operations=Operations(
-                housekeeping, _used(telemetry) if serving else lambda: None, savings.report
+                housekeeping,
+                _used(telemetry, sources) if serving else lambda: None,
+                savings.report,
             ),
             telemetry=telemetry,
             savings=savings,
@@ -163,12 +159,17 @@ async def house(settings: Settings, *, serving: bool) -> AsyncIterator[House]:
                 trusted_proxies=settings.server.trusted_proxies,
             ),
             patience=patience,
-            adoptions=(_storing(blobs, index_on_disk), _asking(wired)),
+            adoptions=(_storing(blobs, index_on_disk), asking(wired)),
         )
 
 
-def _used(telemetry: Telemetry) -> Callable[[], Json]:
-    return lambda: asdict(telemetry.totals)
+def _used(telemetry: Telemetry, sources: Mapping[str, Source]) -> Callable[[], Json]:
+    def used() -> Json:
+        reports = {name: source.report() for name, source in sources.items()}
+        upstreams = {name: [asdict(one) for one in each] for name, each in reports.items()}
+        return {**asdict(telemetry.totals), "addresses": upstreams}
+
+    return used
 
 
 def _limits(settings: Settings, stored_bytes: int) -> Limits:
@@ -181,118 +182,6 @@ def _limits(settings: Settings, stored_bytes: int) -> Limits:
             _DEFAULT_MAX_SIZE_BYTES, int((disk.free + stored_bytes) * _DEFAULT_SHARE_OF_FREE)
         )
     return Limits(max_size, settings.cache.min_free.of(disk.total))
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """What asking an upstream over HTTP takes, as far as a reload changes it."""
-
-    upstream: HttpUpstream
-    egress: Egress
-    credentials: Credentials
-
-
-@dataclass(frozen=True, slots=True)
-class _Wired:
-    """An upstream's objects; one that is offline has no way to it."""
-
-    source: Source
-    way: _Way | None
-
-
-async def _wire(
-    stack: AsyncExitStack,
-    name: str,
-    settings: Settings,
-    clock: SystemClock,
-    telemetry: Telemetry,
-    contexts: TlsContexts,
-) -> _Wired:
-    upstream = settings.upstreams[name]
-    adapter: Upstream
-    way: _Way | None = None
-    if upstream.offline:
-        adapter = OfflineUpstream(name)
-    else:
-        guard = AddressGuard(Origin.of(upstream.index_url), upstream.allow_hosts)
-        tls = _client_tls(name, upstream, contexts)
-        egress = await stack.enter_async_context(Egress(_egress_terms(upstream), guard, tls))
-        _warn_of_expiry(name, upstream.client_cert, clock)
-        credentials = _credentials(upstream)
-        adapter = HttpUpstream(_upstream_terms(name, upstream, settings), egress, credentials)
-        way = _Way(adapter, egress, credentials)
-    source = Source(
-        upstream=adapter,
-        terms=_terms(upstream),
-        clock=clock,
-        observer=telemetry,
-        offline=upstream.offline,
-    )
-    telemetry.watch_upstream(name, source.is_failing)
-    return _Wired(source, way)
-
-
-def _terms(upstream: UpstreamSettings) -> Terms:
-    return Terms(
-        fresh_for_s=upstream.fresh_for_s,
-        stale_while_revalidate_s=upstream.stale_while_revalidate_s,
-        stale_if_error_s=float("inf") if upstream.offline else upstream.stale_if_error_s,
-    )
-
-
-def _client_tls(name: str, upstream: UpstreamSettings, contexts: TlsContexts) -> ssl.SSLContext:
-    try:
-        return contexts.context(_egress_terms(upstream))
-    except CertificateRefused as refused:
-        raise ConfigError(((f"upstreams.{name}.{refused.key}", str(refused)),)) from None
-
-
-def _warn_of_expiry(name: str, client_cert: Path | None, clock: SystemClock) -> None:
-    until = None if client_cert is None else expiry(client_cert)
-    if until is not None and until.timestamp() < clock.now():
-        logger.warning(
-            "upstreams.%s.client_cert: %s expired on %s", name, client_cert, until.date()
-        )
-
-
-def _egress_terms(upstream: UpstreamSettings) -> EgressTerms:
-    return EgressTerms(
-        connections=upstream.connections,
-        connect_timeout_s=upstream.connect_timeout_s,
-        idle_timeout_s=upstream.idle_timeout_s,
-        proxy=upstream.proxy,
-        ca_file=upstream.ca_file,
-        client_cert=upstream.client_cert,
-        client_key=upstream.client_key,
-    )
-
-
-def _credentials(upstream: UpstreamSettings) -> Credentials:
-    credentials = Credentials(None)
-    _set_token(credentials, upstream)
-    return credentials
-
-
-def _set_token(credentials: Credentials, upstream: UpstreamSettings) -> None:
-    token = upstream.token
-    if token is None:
-        credentials.replace(None)
-    else:
-        credentials.replace(token.reveal(), token.file, token.parse)
-
-
-def _upstream_terms(name: str, upstream: UpstreamSettings, settings: Settings) -> UpstreamTerms:
-    contact = f" ({settings.server.contact})" if settings.server.contact else ""
-    return UpstreamTerms(
-        name=name,
-        index_url=upstream.index_url,
-        user_agent=f"holdfast/{version.VERSION}{contact}",
-        absent_statuses=upstream.absent_statuses,
-        index_max_bytes=settings.limits.index_bytes,
-        crate_max_bytes=settings.limits.crate_bytes,
-        first_byte_timeout_s=min(_FIRST_BYTE_TIMEOUT_S, upstream.idle_timeout_s),
-        idle_timeout_s=upstream.idle_timeout_s,
-    )
 
 
 def _storing(blobs: FileBlobStore, index_store: DiskIndexStore) -> Adoption:
@@ -318,42 +207,3 @@ def _storing(blobs: FileBlobStore, index_store: DiskIndexStore) -> Adoption:
         return put_in_place
 
     return adopt
-
-
-def _asking(wired: Sequence[_Wired]) -> Adoption:
-    """Have the upstreams asked by other terms: freshness, tokens, certificates, ceilings."""
-
-    async def adopt(change: Change) -> Callable[[], None]:
-        settings = change.settings
-        made = await asyncio.to_thread(_made_anew, [one.source.name for one in wired], change)
-
-        def put_in_place() -> None:
-            for one in wired:
-                name = one.source.name
-                upstream = settings.upstreams[name]
-                one.source.set_terms(_terms(upstream))
-                if one.way is None:
-                    continue
-                _set_token(one.way.credentials, upstream)
-                one.way.upstream.set_limits(
-                    index_max_bytes=settings.limits.index_bytes,
-                    crate_max_bytes=settings.limits.crate_bytes,
-                )
-                if name in made:
-                    one.way.egress.set_tls(_egress_terms(upstream), made[name])
-
-        return put_in_place
-
-    return adopt
-
-
-def _made_anew(names: Sequence[str], change: Change) -> dict[str, ssl.SSLContext]:
-    """Load the certificates of those upstreams whose files have changed. Raises ConfigError."""
-    contexts = TlsContexts()
-    keys = ("ca_file", "client_cert", "client_key")
-    return {
-        name: _client_tls(name, change.settings.upstreams[name], contexts)
-        for name in names
-        if not change.settings.upstreams[name].offline
-        and change.touches(*(f"upstreams.{name}.{key}" for key in keys))
-    }

@@ -7,6 +7,7 @@ crates.io on 127.0.0.1:8080. The rules between keys are here:
 - `[upstreams.crates-io]` is always there; what it leaves out are crates.io's values.
 - Every upstream has a registry of its own name; another registry is an alias of one upstream.
 - A client certificate and its key come together.
+- No upstream is its own mirror.
 - Where a token would let anybody on the network read a private registry, `access` must be written.
 
 What is not here: the keys themselves (`config_keys`), how values are written (`config_values`,
@@ -69,6 +70,8 @@ _CRATES_IO_DEFAULTS: Final = MappingProxyType(
         "index": "sparse+https://index.crates.io/",
         "fresh_for": "60s",
         "stale_while_revalidate": "60s",
+        # Its policy for crawlers, which a proxy for many should keep to.
+        "api_interval": "1s",
     }
 )
 _NAME_MAX_CHARS: Final = 64
@@ -154,6 +157,7 @@ class _Reading:
         upstreams = self._models(UpstreamSettings, "upstreams", upstream_tables)
         registries = self._models(RegistrySettings, "registries", registry_tables)
         self._check_certificates(upstream_tables)
+        self._check_mirrors(upstreams)
         self._check_members(registries, upstream_tables)
         if server is not None:
             self._check_listeners(server)
@@ -261,6 +265,11 @@ class _Reading:
                     self._note(
                         ("upstreams", name, one), f"{other} is required too: they come together"
                     )
+
+    def _check_mirrors(self, upstreams: Mapping[str, UpstreamSettings]) -> None:
+        for name, upstream in upstreams.items():
+            if upstream.index_url in upstream.mirror_urls:
+                self._note(("upstreams", name, "mirrors"), "its own index is no mirror of it")
 
     def _check_members(
         self, registries: Mapping[str, RegistrySettings], upstreams: Mapping[str, Table]

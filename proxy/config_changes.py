@@ -80,6 +80,7 @@ RESTART: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
                 "connections",
                 "connect_timeout",
                 "idle_timeout",
+                "api_interval",
                 # Promised to be reloaded, and not available yet: they move to `RELOADED` together
                 # with the adoption that gives them an effect.
                 "owns",

@@ -79,10 +79,10 @@ def _absent(what: str) -> Callable[[object], Never]:
     return refuse
 
 
-def _no_mirrors(value: object) -> tuple[str, ...]:
-    if value == []:
-        return ()
-    raise ValueRefused("mirrors are not available in this version")
+def _distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    if len(set(values)) != len(values):
+        raise ValueRefused("one of them is there twice")
+    return values
 
 
 def _access(value: object) -> Literal["open"]:
@@ -230,7 +230,9 @@ class UpstreamSettings(_Section):
     stale_while_revalidate_s: _Duration = Field(0.0, alias="stale_while_revalidate")
     stale_if_error_s: _Duration = Field(7 * 86400.0, alias="stale_if_error")
     offline: bool = False
-    mirrors: Annotated[tuple[str, ...], PlainValidator(_no_mirrors)] = Field((), exclude=True)
+    mirrors: Annotated[
+        tuple[Annotated[str, PlainValidator(parse_index)], ...], _List, AfterValidator(_distinct)
+    ] = ()
     allow_hosts: Annotated[
         tuple[Annotated[str, PlainValidator(parse_reachable_host)], ...], _List
     ] = ()
@@ -242,6 +244,7 @@ class UpstreamSettings(_Section):
     client_cert: _FilePath | None = Field(None, description="none is shown")
     client_key: _FilePath | None = Field(None, description="none is used")
     connections: Annotated[int, PlainValidator(_connections)] = 64
+    api_interval_s: _Duration = Field(0.0, alias="api_interval")
     connect_timeout_s: _PositiveDuration = Field(5.0, alias="connect_timeout")
     idle_timeout_s: _PositiveDuration = Field(20.0, alias="idle_timeout")
 
@@ -249,6 +252,11 @@ class UpstreamSettings(_Section):
     def index_url(self) -> str:
         """The address that requests go to: `index` without `sparse+`, with the slash."""
         return self.index.removeprefix(SPARSE)
+
+    @property
+    def mirror_urls(self) -> tuple[str, ...]:
+        """The addresses of the mirrors' indexes, in their order."""
+        return tuple(mirror.removeprefix(SPARSE) for mirror in self.mirrors)
 
 
 class RegistrySettings(_Section):

@@ -51,6 +51,48 @@ def test_stats_of_a_cache_that_nobody_serves() -> None:
     ]
 
 
+def test_stats_tell_of_an_upstreams_addresses_what_is_wrong_with_them() -> None:
+    well = {
+        "mirror": "",
+        "index": "closed",
+        "crates": "closed",
+        "index_failing_for_s": None,
+        "crates_failing_for_s": None,
+        "set_aside_for_s": None,
+        "last_failure": "an old story",
+    }
+    failing = {
+        **well,
+        "index": "open",
+        "crates": "half_open",
+        "index_failing_for_s": 61.2,
+        "crates_failing_for_s": 5.0,
+        "last_failure": "down",
+    }
+    aside = {**well, "mirror": "http://b.test/", "set_aside_for_s": 599.0, "last_failure": "lied"}
+    blobs = {"blobs": 0, "stored_bytes": 0, "limit_bytes": 1, "memory_bytes": 0, "quarantined": 0}
+    stored = {
+        "blobs": blobs,
+        "index_entries": 0,
+        "index_bytes": 0,
+        "index_memory_bytes": 0,
+        "tombstones": [],
+    }
+    used = {
+        "registries": {},
+        "upstream_received_bytes": {},
+        "addresses": {
+            "crates-io": [well, {**well, "mirror": "http://a.test/"}],
+            "company": [failing, aside],
+        },
+    }
+    assert list(stats_lines({"stored": stored, "used": used}))[3:] == [
+        "crates-io (http://a.test/): well",
+        "company: index failing for 61 s, not asked; crates failing for 5 s, being tried (down)",
+        "company (http://b.test/): set aside for 599 s more (lied)",
+    ]
+
+
 def test_work_that_takes_long_is_told_in_plain_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

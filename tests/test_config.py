@@ -33,6 +33,7 @@ from proxy.config_values import (
 
 SECRET: Final = "hunter2-NeverShown"
 COMPANY: Final = '[upstreams.company]\nindex = "sparse+https://packages.example.com/index/"\n'
+MIRROR: Final = "sparse+https://packages.site-b.example.com/index/"
 Write = Callable[[str], Path]
 
 
@@ -274,6 +275,14 @@ def test_equal_sources_make_equal_settings_and_a_new_token_different_ones(write:
         (COMPANY + "proxy = 'http://u:p@a:1'", "upstreams.company.proxy", "password"),
         (COMPANY + "client_cert = 'c'", "upstreams.company.client_cert", "client_key is required"),
         (COMPANY + "client_key = 'k'", "upstreams.company.client_key", "client_cert is required"),
+        (COMPANY + "mirrors = ['http://b.test/']", "upstreams.company.mirrors[0]", "sparse+"),
+        (COMPANY + f"mirrors = ['{MIRROR}', '{MIRROR}']", "upstreams.company.mirrors", "twice"),
+        (
+            COMPANY + "mirrors = ['sparse+https://packages.example.com/index/']",
+            "upstreams.company.mirrors",
+            "its own index",
+        ),
+        (COMPANY + "api_interval = 'soon'", "upstreams.company.api_interval", "duration"),
         ("[registries.all]", "registries.all.upstreams", "required"),
         ("[registries.all]\nupstreams = []", "registries.all.upstreams", "at least one"),
         ("[registries.all]\nupstreams = ['nobody']", "registries.all.upstreams", "crates-io"),
@@ -296,7 +305,6 @@ def test_a_mistake_is_named_by_its_key(write: Write, text: str, key: str, expect
     [
         (COMPANY + "owns = ['company-*']", "upstreams.company.owns"),
         (COMPANY + "owns = []", "upstreams.company.owns"),
-        (COMPANY + "mirrors = ['sparse+https://a/']", "upstreams.company.mirrors"),
         (COMPANY + "publish_token = { env = 'A' }", "upstreams.company.publish_token"),
         ("[registries.crates-io]\naccess = 'token'", "registries.crates-io.access"),
         ("[registries.crates-io]\naccess = 'upstream'", "registries.crates-io.access"),
@@ -897,6 +905,8 @@ UPSTREAM: Final = st.fixed_dictionaries(
         "ca_file": PATHS,
         "connections": st.integers(1, 10_000),
         "connect_timeout": DURATIONS,
+        "mirrors": st.sampled_from([[], [MIRROR], [MIRROR, f"{MIRROR}second/"]]),
+        "api_interval": DURATIONS,
     },
 )
 COUNTS: Final = st.integers(1, 1_000_000)
@@ -958,6 +968,15 @@ def load_text(folder: Path, text: str, environ: Mapping[str, str] | None = None)
     path = folder / "law.toml"
     path.write_text(text)
     return load(path, {"TOKEN": SECRET, **(environ or {})})
+
+
+def test_mirrors_are_addresses_in_their_order_and_crates_io_is_asked_slowly(write: Write) -> None:
+    loaded = load(write(COMPANY + f"mirrors = ['{MIRROR}second/', '{MIRROR}']"), {}, Overrides())
+    url = MIRROR.removeprefix("sparse+")
+    assert loaded.upstreams["company"].mirror_urls == (f"{url}second/", url)
+    assert loaded.upstreams["crates-io"].mirror_urls == ()
+    intervals = {name: each.api_interval_s for name, each in loaded.upstreams.items()}
+    assert intervals == {"crates-io": 1.0, "company": 0.0}
 
 
 @LAWS

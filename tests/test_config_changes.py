@@ -59,6 +59,8 @@ EXAMPLES: Final = {
         'client_cert = "a.pem"\nclient_key = "k.pem"',
         'client_cert = "a.pem"\nclient_key = "l.pem"',
     ),
+    "upstreams.company.mirrors": ("", 'mirrors = ["sparse+https://b.example.com/"]'),
+    "upstreams.company.api_interval": ("", 'api_interval = "1s"'),
     "upstreams.company.connections": ("", "connections = 1"),
     "upstreams.company.connect_timeout": ("", 'connect_timeout = "1s"'),
     "upstreams.company.idle_timeout": ("", 'idle_timeout = "1s"'),

@@ -280,7 +280,7 @@ def test_the_metrics_are_those_of_a_running_proxy(upstream: RegistryServer, laun
 def test_the_labels_of_each_metric_are_documented() -> None:
     telemetry = Telemetry(["crates-io"], ["crates-io"], VERSION, SystemClock())
     telemetry.watch_flights(lambda: 0)
-    telemetry.watch_upstream("crates-io", lambda: False)
+    telemetry.watch_upstream("crates-io", lambda: 0, lambda: 0, {"mirror": lambda: 0})
     telemetry.watch_connections({"http/1.1": lambda: 0})
     telemetry.set_cache("blobs", used=1, entries=1, limit=1)
     page = telemetry.render()[0].decode()

@@ -92,19 +92,21 @@ class Metadata:
 
 def write_metadata(key: str, metadata: Metadata) -> bytes:
     """Return the metadata row for `key`."""
-    body = metadata.body
-    content = json.dumps(
-        {
-            "key": key,
-            "body": None if body is None else {"sha256": body.sha256, "length": body.length},
-            "etag": metadata.validators.etag,
-            "last_modified": metadata.validators.last_modified,
-            "learned_at": metadata.learned_at,
-            "confirmed_at": metadata.confirmed_at,
-            "older_since": metadata.older_since,
-        },
-        separators=(",", ":"),
-    ).encode()
+    body, validators = metadata.body, metadata.validators
+    etag, last_modified = validators.etag, validators.last_modified
+    fields: dict[str, object] = {
+        "key": key,
+        "body": None if body is None else {"sha256": body.sha256, "length": body.length},
+        "etag": None if validators.mirror else etag,
+        "last_modified": None if validators.mirror else last_modified,
+        "learned_at": metadata.learned_at,
+        "confirmed_at": metadata.confirmed_at,
+        "older_since": metadata.older_since,
+    }
+    if validators.mirror:
+        # A version that knows no mirrors must not take these for the upstream's own.
+        fields["mirror"] = [validators.mirror, etag, last_modified]
+    content = json.dumps(fields, separators=(",", ":")).encode()
     digest = hashlib.sha256(content).digest()
     return _HEADER.pack(_MAGIC, _VERSION, _METADATA, len(content), digest) + content
 
@@ -120,7 +122,7 @@ def read_metadata(row: bytes, key: str) -> Metadata:
         written_under = fields["key"]
         metadata = Metadata(
             _body_ref(fields["body"]),
-            Validators(_text(fields["etag"]), _text(fields["last_modified"])),
+            _validators(fields),
             _time(fields["learned_at"]),
             _time(fields["confirmed_at"]),
             None if fields["older_since"] is None else _time(fields["older_since"]),
@@ -177,6 +179,16 @@ def _body_ref(field: object) -> BodyRef | None:
     if not isinstance(sha256, str) or type(length) is not int or length < 0:
         raise TypeError
     return BodyRef(sha256, length)
+
+
+def _validators(fields: dict[str, object]) -> Validators:
+    theirs = fields.get("mirror")
+    if theirs is None:
+        return Validators(_text(fields["etag"]), _text(fields["last_modified"]))
+    if not isinstance(theirs, list):
+        raise TypeError
+    mirror, etag, last_modified = theirs
+    return Validators(_text(etag), _text(last_modified), _text(mirror) or "")
 
 
 def _text(field: object) -> str | None:

@@ -35,6 +35,7 @@ from proxy.core.events import (
     IndexSent,
     IntegrityFailed,
     Kind,
+    MirrorSetAside,
     NameRemoved,
     NameReturned,
     OlderCopyAccepted,
@@ -65,6 +66,9 @@ _OUTCOMES: Final = (
     "mismatch",
     "offline",
     "error",
+)
+_BREAKER: Final = (
+    "0 asked as usual, 1 failing and not asked, 2 being tried again, 3 set aside for what it sent"
 )
 _STORE_TROUBLE_SAID_EVERY_S: Final = 60.0
 _TURNS: Final = {
@@ -131,6 +135,7 @@ class Telemetry(Observer):
         self._registry.register(self._tallies)
 
     def _make_upstream_metrics(self, upstreams: tuple[str, ...]) -> None:
+        page = self._registry
         requests = Counter(
             "holdfast_upstream_requests_total",
             "Requests made to upstreams",
@@ -162,11 +167,15 @@ class Telemetry(Observer):
             ("upstream",),
             registry=self._registry,
         )
-        self._breaker = Gauge(
-            "holdfast_breaker_state",
-            "0: asked as usual; 1: failing, copies are served without waiting for it",
+        self._breaker = Gauge("holdfast_breaker_state", _BREAKER, ("upstream",), registry=page)
+        self._crates_breaker = Gauge(
+            "holdfast_crates_breaker_state",
+            f"{_BREAKER}; of its crates and its web API",
             ("upstream",),
-            registry=self._registry,
+            registry=page,
+        )
+        self._mirrors = Gauge(
+            "holdfast_mirror_state", _BREAKER, ("upstream", "mirror"), registry=page
         )
         names = Counter(
             "holdfast_names_total",
@@ -174,6 +183,14 @@ class Telemetry(Observer):
             ("upstream", "turn"),
             registry=self._registry,
         )
+        self._aside = Counter(
+            "holdfast_set_aside_total",
+            "Times that an address of an upstream was contradicted by a digest, and set aside",
+            ("upstream",),
+            registry=self._registry,
+        )
+        for name in upstreams:
+            self._aside.labels(name)
         pairs = [(name, kind) for name in upstreams for kind in Kind]
         self._upstream_durations = {pair: durations.labels(*pair) for pair in pairs}
         self._received = {pair: received.labels(*pair) for pair in pairs}
@@ -273,9 +290,18 @@ class Telemetry(Observer):
         for protocol, count in connections.items():
             gauge.labels(protocol).set_function(count)
 
-    def watch_upstream(self, upstream: str, is_failing: Callable[[], bool]) -> None:
-        """Let the gauge of an upstream's state ask `is_failing` when it is read."""
-        self._breaker.labels(upstream).set_function(lambda: float(is_failing()))
+    def watch_upstream(
+        self,
+        upstream: str,
+        index: Callable[[], int],
+        crates: Callable[[], int],
+        mirrors: Mapping[str, Callable[[], int]],
+    ) -> None:
+        """Let the gauges of an upstream's breakers ask for their states when they are read."""
+        self._breaker.labels(upstream).set_function(index)
+        self._crates_breaker.labels(upstream).set_function(crates)
+        for mirror, state in mirrors.items():
+            self._mirrors.labels(upstream, mirror).set_function(state)
 
     def set_cache(self, tier: str, *, used: int, entries: int | None, limit: int | None) -> None:
         """Set what one tier of the cache holds; what does not apply to it is None."""
@@ -299,8 +325,10 @@ class Telemetry(Observer):
                 self._misdirected(event)
             case IndexSent():
                 self._tallies.sent(event.age_s)
-            case UpstreamAsked() | UpstreamReceived() | UpstreamFailed() | UpstreamRecovered():
-                self._upstream_did(event)
+            case UpstreamAsked() | UpstreamReceived():
+                self._upstream_gave(event)
+            case UpstreamFailed() | UpstreamRecovered() | MirrorSetAside():
+                self._upstream_turned(event)
             case NameRemoved() | NameReturned() | OlderCopyRefused() | OlderCopyAccepted():
                 self._name_turned(event)
             case IntegrityFailed():
@@ -325,23 +353,6 @@ class Telemetry(Observer):
                 )
             case _ as never:
                 assert_never(never)
-
-    def _upstream_did(
-        self, event: UpstreamAsked | UpstreamReceived | UpstreamFailed | UpstreamRecovered
-    ) -> None:
-        match event:
-            case UpstreamAsked():
-                self._asked(event)
-            case UpstreamReceived():
-                self._came(event)
-            case UpstreamFailed():
-                self._failed(event)
-            case UpstreamRecovered():
-                _say(
-                    logging.INFO,
-                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
-                    upstream=event.upstream,
-                )
 
     def _store_failed(self, event: StoreFailed) -> None:
         """Say that the disk is in trouble once a minute, not at every request."""
@@ -396,6 +407,25 @@ class Telemetry(Observer):
             self._totals.upstream_last_success[event.upstream] = now
             self._last_success[event.upstream].set(now)
 
+    def _upstream_gave(self, event: UpstreamAsked | UpstreamReceived) -> None:
+        if isinstance(event, UpstreamAsked):
+            self._asked(event)
+        else:
+            self._came(event)
+
+    def _upstream_turned(self, event: UpstreamFailed | UpstreamRecovered | MirrorSetAside) -> None:
+        match event:
+            case UpstreamFailed():
+                self._failed(event)
+            case UpstreamRecovered():
+                _say(
+                    logging.INFO,
+                    f"{event.upstream} answers again, after {event.failing_for_s:.0f} s",
+                    upstream=event.upstream,
+                )
+            case MirrorSetAside():
+                self._set_aside(event)
+
     def _came(self, event: UpstreamAsked | UpstreamReceived) -> None:
         self._received[event.upstream, event.kind].inc(event.received_bytes)
         self._totals.upstream_received_bytes[event.upstream] += event.received_bytes
@@ -408,6 +438,17 @@ class Telemetry(Observer):
             upstream=event.upstream,
             kind=event.kind.value,
             subject=event.subject,
+        )
+
+    def _set_aside(self, event: MirrorSetAside) -> None:
+        address = event.mirror or "its own address"
+        self._aside.labels(event.upstream).inc()
+        _say(
+            logging.ERROR,
+            f"{address} of {event.upstream} is not asked for {event.aside_for_s:.0f} s: "
+            f"{event.reason}",
+            upstream=event.upstream,
+            mirror=event.mirror,
         )
 
     def _name_turned(

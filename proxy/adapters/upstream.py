@@ -36,8 +36,8 @@ from proxy.adapters.upstream_failures import (
 from proxy.core.addresses import Origin
 from proxy.core.answers import NO_VALIDATORS, Absent, Answer, Found, Unchanged, Validators
 from proxy.core.failures import (
+    Crowded,
     Misbehaved,
-    Offline,
     TimedOut,
     Troubled,
 )
@@ -50,6 +50,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REDIRECTS_MAX: Final = 5
 _API_MAX_BYTES: Final = 4 * 1024 * 1024
 _API_TIMEOUT_S: Final = 15.0
+# Below the others, so that who waits in vain for a connection of ours hears just that.
+_TURN_TIMEOUT_S: Final = 14.0
 # The slowest body that is still worth a connection: a ceiling in seconds for every read.
 _INDEX_TIMEOUT_S: Final = 120.0
 _CRATE_TIMEOUT_S: Final = 3600.0
@@ -106,7 +108,7 @@ class HttpUpstream(Upstream):
             headers["Cache-Control"] = "max-age=0"
         try:
             async with asyncio.timeout(_INDEX_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns.for_index())
+                await self._take_turn(stack, self._egress.turns.for_index(), _TURN_TIMEOUT_S)
                 self._egress.expect_more(URL(url, encoded=True))
                 response = await self._follow(stack, url, headers, new_connection=new_connection)
                 if response.status == 304:  # noqa: PLR2004 - Not Modified
@@ -134,7 +136,7 @@ class HttpUpstream(Upstream):
         """Ask for a crate file; see the port."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         async with AsyncExitStack() as stack:
-            await self._take_turn(stack)
+            await self._take_turn(stack, self._egress.turns.for_crates(), _CRATE_TIMEOUT_S)
             response = await self._follow(stack, url, headers)
             if response.status in self._terms.absent_statuses:
                 yield Absent(response.status)
@@ -153,20 +155,24 @@ class HttpUpstream(Upstream):
         headers = {"Accept": "application/json", "Accept-Encoding": "gzip"}
         try:
             async with asyncio.timeout(_API_TIMEOUT_S), AsyncExitStack() as stack:
-                await stack.enter_async_context(self._egress.turns.for_index())
+                await self._take_turn(stack, self._egress.turns.for_index(), _TURN_TIMEOUT_S)
                 response = await self._follow(stack, url, headers)
                 body = await self._read(response, _API_MAX_BYTES)
         except TimeoutError:
             raise self._timed_out() from None
         return ApiAnswer(response.status, response.content_type, body)
 
-    async def _take_turn(self, stack: AsyncExitStack) -> None:
-        """Wait for a connection to come free; given back with `stack`."""
+    async def _take_turn(
+        self, stack: AsyncExitStack, turn: AbstractAsyncContextManager[None], timeout_s: float
+    ) -> None:
+        """Wait for a connection to come free; given back with `stack`. Raises Crowded."""
         try:
-            async with asyncio.timeout(_CRATE_TIMEOUT_S):
-                await stack.enter_async_context(self._egress.turns.for_crates())
+            async with asyncio.timeout(timeout_s):
+                await stack.enter_async_context(turn)
         except TimeoutError:
-            raise self._timed_out() from None
+            raise Crowded(
+                f"all connections to {self.name} are in use (see upstreams.{self.name}.connections)"
+            ) from None
 
     async def _follow(
         self,
@@ -318,48 +324,6 @@ class _HttpCrateBody(CrateBody):
     def chunks(self) -> AsyncIterator[bytes]:
         """Yield the decoded body; see the port."""
         return self._upstream.decoded(self._response, self._max_bytes, _CRATE_TIMEOUT_S)
-
-
-class OfflineUpstream(Upstream):
-    """An upstream that must not be asked: `offline = true`. Opens no socket."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """The name it is configured under."""
-        return self._name
-
-    async def index_file(
-        self, path: str, validators: Validators, *, new_connection: bool = False
-    ) -> Answer:
-        """Refuse."""
-        del validators, new_connection
-        raise self._offline(path)
-
-    def crate(self, url: str) -> "_Refusal":
-        """Refuse."""
-        return _Refusal(self._offline(url.rpartition("/")[2]))
-
-    async def api_get(self, url: str) -> ApiAnswer:
-        """Refuse."""
-        del url
-        raise self._offline("its web API")
-
-    def _offline(self, what: str) -> Offline:
-        return Offline(f"{self._name} is offline and {what} is not held here")
-
-
-class _Refusal(AbstractAsyncContextManager[CrateBody | Absent]):
-    def __init__(self, reason: Offline) -> None:
-        self._reason = reason
-
-    async def __aenter__(self) -> CrateBody | Absent:
-        raise self._reason
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
 
 
 def _with_token(headers: Mapping[str, str], token: str | None) -> Mapping[str, str]:

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What the upstream gave to ask again with; both as written, either may be missing."""
+    """What the upstream gave to ask again with; both as written, either may be missing.
+
+    `mirror` is who gave them: a mirror's address, or empty for the upstream itself. Nobody else is
+    asked with them: what one server calls "abc" may be another thing on the next.
+    """
 
     etag: str | None = None
     last_modified: str | None = None
+    mirror: str = ""
 
 
 NO_VALIDATORS = Validators()

@@ -113,6 +113,19 @@ class UpstreamRecovered:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorSetAside:
+    """An address of an upstream sent what the digests contradict, and is not asked for a while.
+
+    `mirror` is its address; empty for the upstream itself.
+    """
+
+    upstream: str
+    mirror: str
+    reason: str
+    aside_for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class NameRemoved:
     """An index file that we hold is gone upstream, confirmed on a second connection."""
 
@@ -179,6 +192,7 @@ Event = (
     | UpstreamReceived
     | UpstreamFailed
     | UpstreamRecovered
+    | MirrorSetAside
     | NameRemoved
     | NameReturned
     | OlderCopyRefused

@@ -14,12 +14,14 @@ class UpstreamFailure(Exception):
 
     `outcome` is the word for metrics. `failing` says whether this tells of an upstream in trouble
     (and so counts for its health) or only of this one request. `received_bytes` came before it.
+    `noted` is set once it has been told of.
     """
 
     outcome: str = "error"
     transient: bool = True
     failing: bool = True
     received_bytes: int = 0
+    noted: bool = False
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -93,6 +95,33 @@ class Offline(UpstreamFailure):
     outcome = "offline"
     transient = False
     failing = False
+
+
+class Spared(UpstreamFailure):
+    """It failed a moment ago, and is not asked again so soon. Tells what it failed with."""
+
+    transient = False
+    failing = False
+    noted = True
+
+    def __init__(self, upstream: str, last: UpstreamFailure | None, wait_s: float) -> None:
+        why = str(last) if last is not None else f"{upstream} could not answer"
+        super().__init__(f"{why}; asked again in {wait_s:.0f} s", retry_after_s=wait_s)
+
+
+class Crowded(TimedOut):
+    """All connections that we allow ourselves to it are in use: our limit, not its trouble."""
+
+    transient = False
+    failing = False
+
+
+class Busy(UpstreamFailure):
+    """Its web API is asked slowly, and too many wait for their turn already."""
+
+    transient = False
+    failing = False
+    noted = True
 
 
 class StoreFailure(Exception):

@@ -103,9 +103,14 @@ def plan(
     return Ask(validators_for(held), patience_s=PATIENCE_S if usable else None)
 
 
-def validators_for(held: Snapshot | None) -> Validators:
-    """Return what to ask with: nothing for a tombstone, whose return must come as a body."""
-    return held.validators if held is not None and held.body is not None else NO_VALIDATORS
+def validators_for(held: Snapshot | None, mirror: str = "") -> Validators:
+    """Return what to ask an address with: its own validators, for a file that is held.
+
+    Nothing for a tombstone, whose return must come as a body.
+    """
+    if held is None or held.body is None or held.validators.mirror != mirror:
+        return NO_VALIDATORS
+    return Validators(held.validators.etag, held.validators.last_modified)
 
 
 def needs_second_opinion(held: Snapshot | None, answer: Answer) -> bool:
@@ -175,6 +180,9 @@ def _learn_found(held: Snapshot | None, found: Found, now: float) -> Learned:
 
 def _is_older(offered: Validators, held: Validators) -> bool:
     if offered.last_modified is None or held.last_modified is None:
+        return False
+    if offered.mirror != held.mirror:
+        # A mirror's time is that of its copying.
         return False
     offered_at, held_at = (
         parse_http_date(offered.last_modified),

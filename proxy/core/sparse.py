@@ -1,13 +1,14 @@
 r"""One file of a sparse index: lines of JSON, one version each.
 
 The bytes are the upstream's own and travel unchanged (cargo skips what it does not understand, and
-fields unknown to us must survive), so nothing here writes a line. Two things are read from them:
+fields unknown to us must survive), so nothing here writes a line. Three things are read from them:
 
 - `check`: may these bytes be believed to be the index file of this crate at all? A login page, an
   empty body, half a file and another crate's file may not. Cargo would take each of them with a
   200 for "no matching package", and keep it.
 - `checksums_of`: which SHA-256 do they give for a version? One line is parsed, not the file: the
   largest files have thousands of lines.
+- `compare`: does a copy from elsewhere agree with the one that is held?
 
 JSON is decoded as UTF-8 and nothing else, as cargo does; left to itself, `json` would guess.
 
@@ -17,6 +18,7 @@ Blank lines, CRLF and a missing last newline are what cargo accepts, so they are
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from proxy.core.names import is_sha256
@@ -124,3 +126,29 @@ def versions_of(body: bytes) -> tuple[tuple[str, str, str], ...]:
         ):
             rows.append((name, vers, cksum.lower()))
     return tuple(rows)
+
+
+class Agreement(Enum):
+    """How another copy of an index file stands to the one that is held."""
+
+    AGREES = "agrees"
+    BEHIND = "behind"
+    CONTRADICTS = "contradicts"
+
+
+def compare(held: bytes, other: bytes) -> Agreement:
+    """Compare two copies by what may never change: versions stay, and so do their checksums.
+
+    Yanking and what else a registry may amend is left out. Both bodies have passed `check`.
+    """
+    offered: dict[tuple[str, str], set[str]] = {}
+    for name, version, checksum in versions_of(other):
+        offered.setdefault((name, version), set()).add(checksum)
+    agreement = Agreement.AGREES
+    for name, version, checksum in versions_of(held):
+        checksums = offered.get((name, version))
+        if checksums is None:
+            agreement = Agreement.BEHIND
+        elif checksum not in checksums:
+            return Agreement.CONTRADICTS
+    return agreement

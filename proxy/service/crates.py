@@ -16,14 +16,21 @@ from functools import partial
 from typing import Final
 
 from proxy.core.events import How
-from proxy.core.failures import ChecksumMismatch, NoSuchCrate, StoreFailure, UpstreamFailure
+from proxy.core.failures import (
+    ChecksumMismatch,
+    NoSuchCrate,
+    StoreFailure,
+    Unreachable,
+    UpstreamFailure,
+)
 from proxy.core.freshness import NEGATIVE_FRESH_S
 from proxy.core.memory_tier import MemoryTier
 from proxy.core.registry_config import download_url
 from proxy.core.sparse import checksums_of
 from proxy.ports import BlobStore, Clock, Named, Observer
 from proxy.service.admission import Admit, freely
-from proxy.service.download import Body, Download
+from proxy.service.download import Address, Body, Download
+from proxy.service.endpoint import Endpoint
 from proxy.service.indexes import Indexes
 from proxy.service.passthrough import Passage
 from proxy.service.rendered import Rendered
@@ -142,6 +149,9 @@ class Crates:
         self, source: Source, named: Named, sha256: str | None, admit: Admit
     ) -> str | NoSuchCrate:
         name = named.crate.lower()
+        subject = f"{named.crate} {named.version}"
+        if sha256 is not None:
+            subject = f"{subject} with sha256 {sha256}"
         held = await self._indexes.held(source, name)
         digest = _choose(held, named, sha256)
         if digest is not None:
@@ -153,11 +163,11 @@ class Crates:
             digest = _choose(refreshed, named, sha256)
             if digest is not None:
                 return digest
+            if refreshed is not None and refreshed.snapshot.validators.mirror:
+                # It may be behind, and is no authority on what there is not.
+                raise Unreachable(f"{source.name} cannot be asked, and its mirror lacks {subject}")
             until = self._clock.monotonic() + NEGATIVE_FRESH_S
             self._lacking.put((named, sha256), until, 1)
-        subject = f"{named.crate} {named.version}"
-        if sha256 is not None:
-            subject = f"{subject} with sha256 {sha256}"
         return NoSuchCrate(f"the index of {source.name} has no {subject}")
 
     def _is_known_to_lack(self, wanted: tuple[Named, str | None]) -> bool:
@@ -188,18 +198,22 @@ class Crates:
             if download is not None:
                 return await self._join(source, named, digest, download, How.COALESCED)
             self._refuse_known_mismatch(key)
-            url = await self._url(source, named, digest)
-            if key in self._downloads or self._landings.get(key) != landing:
-                continue  # somebody else has begun meanwhile, or even ended
+            if self._landings.get(key) != landing:
+                continue  # somebody else has begun and ended meanwhile
             admit()
             if self._is_unstorable(key):
-                return await self._pass(source, named, digest, url)
-            download = self._begin(source, named, digest, url)
+                return await self._pass(source, named, digest)
+            download = self._begin(source, named, digest)
             return await self._join(source, named, digest, download, How.MISS)
 
-    async def _url(self, source: Source, named: Named, digest: str) -> str:
-        config = await self._configs.get(source)
-        return download_url(config.dl, named.crate, named.version, digest)
+    def _address(self, source: Source, named: Named, digest: str) -> Address:
+        """Return what tells where an endpoint has the file."""
+
+        async def address(endpoint: Endpoint) -> str:
+            config = await self._configs.get(source, endpoint)
+            return download_url(config.dl, named.crate, named.version, digest)
+
+        return address
 
     async def _join(
         self, source: Source, named: Named, digest: str, download: Download, how: How
@@ -221,12 +235,18 @@ class Crates:
             raise download.failure.with_traceback(None)
         if download.store_failed and not download.flows:
             reader.close()
-            return await self._pass(source, named, digest, download.url)
+            return await self._pass(source, named, digest)
         return CrateServed(reader, digest, how, seekable=False)
 
-    def _begin(self, source: Source, named: Named, digest: str, url: str) -> Download:
+    def _begin(self, source: Source, named: Named, digest: str) -> Download:
         download = Download(
-            source, self._blobs, self._observer, url=url, digest=digest, named=named
+            source,
+            self._blobs,
+            self._observer,
+            address=self._address(source, named, digest),
+            digest=digest,
+            named=named,
+            vouched_by=self._vouched_by(source, named),
         )
         key = (source.name, digest)
         self._downloads[key] = download
@@ -234,6 +254,11 @@ class Crates:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return download
+
+    def _vouched_by(self, source: Source, named: Named) -> str:
+        """Return who gave the index file: a mirror's address, or empty for the upstream."""
+        held = self._indexes.in_memory(source, named.crate.lower())
+        return held.snapshot.validators.mirror if held is not None else ""
 
     async def _fly(self, key: Key, download: Download) -> None:
         try:
@@ -246,7 +271,7 @@ class Crates:
             await download.land()
 
     def _learn(self, key: Key, download: Download) -> None:
-        if download.failure is not None:
+        if download.failure is not None and not download.elsewhere:
             self._remember_mismatch(key, download.failure)
         if download.store_failed:
             self._unstorable.put(key, self._clock.monotonic() + DISK_DISTRUSTED_S, 1)
@@ -265,15 +290,14 @@ class Crates:
         while (download := self._downloads.get(key)) is not None:
             await download.landed.wait()
 
-    async def _pass(
-        self, source: Source, named: Named, digest: str, url: str
-    ) -> CrateServed | NoSuchCrate:
+    async def _pass(self, source: Source, named: Named, digest: str) -> CrateServed | NoSuchCrate:
         passage = Passage(
             source,
             self._observer,
-            url=url,
+            address=self._address(source, named, digest),
             digest=digest,
             subject=f"{named.crate} {named.version}",
+            vouched_by=self._vouched_by(source, named),
             disproved=partial(self._remember_mismatch, (source.name, digest)),
         )
         try:

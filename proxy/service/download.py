@@ -7,23 +7,36 @@ complete one with a wrong digest would fail the build for good. A body that fits
 back is proven before the first byte, and becomes an honest status.
 
 When the upstream breaks off, the transfer is asked for again and its beginning skipped: the draft
-keeps the bytes that readers may have seen, and the digest is over those. When our disk breaks off,
+keeps the bytes that readers may have seen, and the digest is over those. Another endpoint of the
+upstream is asked only while nobody has seen anything, and then from the beginning; so is the next
+one after a digest that does not match. When our disk breaks off,
 readers who have seen nothing go their own way (`passthrough`); the others are cut, and come again.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from proxy.core.answers import Absent
 from proxy.core.events import Kind, StoreFailed
-from proxy.core.failures import Misbehaved, StoreFailure, Unreachable, UpstreamFailure
+from proxy.core.failures import (
+    ChecksumMismatch,
+    Misbehaved,
+    StoreFailure,
+    Unreachable,
+    UpstreamFailure,
+)
 from proxy.ports import BlobStore, Draft, Named, Observer
-from proxy.service.proof import disproven
+from proxy.service.endpoint import Endpoint
+from proxy.service.proof import accuse, disproven
 from proxy.service.source import ASKING_DEADLINE_S, Source
 
 HOLD_BACK_BYTES: Final = 64 * 1024
 # Once bytes flow, a break is worth another try for longer than a client waits for its first.
 _FLOWING_DEADLINE_S: Final = 300.0
+
+
+Address = Callable[[Endpoint], Awaitable[str]]
 
 
 class Body(Protocol):
@@ -56,15 +69,20 @@ class Download:
         blobs: BlobStore,
         observer: Observer,
         *,
-        url: str,
+        address: Address,
         digest: str,
         named: Named,
+        vouched_by: str,
     ) -> None:
         self._source = source
         self._blobs = blobs
         self._observer = observer
-        self.url = url
+        self._address = address
         self._digest = digest
+        self._vouched_by = vouched_by
+        self._endpoint = source.first
+        # Who has sent wrong bytes, and what was said of that.
+        self._disproven: dict[Endpoint, UpstreamFailure] = {}
         self._named = named
         self._subject = f"{named.crate} {named.version}"
         self._draft: Draft | None = None
@@ -78,6 +96,8 @@ class Download:
         self.absent: Absent | None = None
         self.failure: UpstreamFailure | None = None
         self.store_failed = False
+        # Whether a mismatch is one endpoint's, and another may have the right bytes.
+        self.elsewhere = False
         self.landed = asyncio.Event()
 
     @property
@@ -117,29 +137,9 @@ class Download:
             self._let_go()
 
     async def _run(self) -> None:
-        answer = await self._source.ask(
-            Kind.CRATE,
-            self._subject,
-            self._transfer,
-            has_copy=False,
-            received_bytes=_received_bytes,
-            deadline_s=lambda: _FLOWING_DEADLINE_S if self._written else ASKING_DEADLINE_S,
-        )
-        if isinstance(answer, Absent):
-            self.absent = answer
+        draft = await self._proven_draft()
+        if draft is None:
             return
-        draft = self._draft if self._draft is not None else await self._blobs.draft(0)
-        self._draft = draft
-        actual = draft.digest()
-        if actual != self._digest:
-            raise disproven(
-                self._source,
-                self._observer,
-                subject=self._subject,
-                expected=self._digest,
-                actual=actual,
-                content_type=self._content_type,
-            )
         if self.length_bytes not in (None, self._written):
             # The right bytes; but clients were told another length, and would take a part for all.
             raise self._misannounced()
@@ -151,20 +151,86 @@ class Download:
         except StoreFailure as failure:
             self._observer.observe(StoreFailed(f"storing {self._subject}", str(failure)))
 
+    async def _proven_draft(self) -> Draft | None:
+        """Transfer until the bytes are those that the index names; None if they are absent."""
+        while True:
+            answer = await self._ask()
+            if isinstance(answer, Absent):
+                self.absent = answer
+                return None
+            draft = self._draft if self._draft is not None else await self._blobs.draft(0)
+            self._draft = draft
+            actual = draft.digest()
+            if actual == self._digest:
+                return draft
+            self.elsewhere = accuse(self._source, self._endpoint, self._vouched_by)
+            failure = disproven(
+                self._source,
+                self._observer,
+                sender=self._endpoint,
+                subject=self._subject,
+                expected=self._digest,
+                actual=actual,
+                content_type=self._content_type,
+            )
+            if not self.elsewhere or self.flows:
+                raise failure
+            self._disproven[self._endpoint] = failure
+            await self._begin_anew()
+
+    async def _ask(self) -> int | Absent:
+        try:
+            return await self._source.ask(
+                Kind.CRATE,
+                self._subject,
+                self._transfer,
+                has_copy=False,
+                received_bytes=_received_bytes,
+                deadline_s=lambda: _FLOWING_DEADLINE_S if self._written else ASKING_DEADLINE_S,
+                endpoints=self._endpoints,
+            )
+        except UpstreamFailure:
+            wrong = list(self._disproven.values())
+            if not wrong or self.flows:
+                raise
+            # Wrong bytes are all that there is, and worth remembering.
+            self.elsewhere = False
+            mismatch = (one for one in wrong if isinstance(one, ChecksumMismatch))
+            raise next(mismatch, wrong[0]) from None
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        """Whom to ask: whoever began, once somebody has seen what it sent."""
+        if self.flows:
+            return (self._endpoint,)
+        return tuple(one for one in self._source.endpoints if one not in self._disproven)
+
+    async def _begin_anew(self) -> None:
+        draft, self._draft, self._written = self._draft, None, 0
+        self.length_bytes = None
+        if draft is not None:
+            try:
+                await asyncio.shield(draft.discard())
+            finally:
+                draft.close()
+
     def _misannounced(self) -> Misbehaved:
         failure = Misbehaved(
-            f"{self._source.name} announced {self.length_bytes} bytes of {self._subject} "
-            f"and sent {self._written}"
+            f"{self._endpoint.upstream.name} announced {self.length_bytes} bytes of "
+            f"{self._subject} and sent {self._written}"
         )
-        self._source.note_failure(Kind.CRATE, self._subject, failure)
+        self._source.note_failure(Kind.CRATE, self._subject, failure, endpoint=self._endpoint)
         return failure
 
-    async def _transfer(self) -> int | Absent:
+    async def _transfer(self, endpoint: Endpoint) -> int | Absent:
         """Ask once, and append what the draft does not have yet."""
+        if endpoint is not self._endpoint and self._draft is not None:
+            await self._begin_anew()
+        self._endpoint = endpoint
         received = 0
         skip = self._written
+        url = await self._address(endpoint)
         try:
-            async with self._source.upstream.crate(self.url) as body:
+            async with endpoint.upstream.crate(url) as body:
                 if isinstance(body, Absent):
                     return body
                 self._content_type = body.content_type
@@ -172,6 +238,9 @@ class Download:
                     self.length_bytes = body.length_bytes
                     self._draft = await self._blobs.draft(body.length_bytes)
                 async for chunk in body.chunks():
+                    if not received:
+                        # Nobody should wait to its end for the word that it answers.
+                        self._source.answered(endpoint, Kind.CRATE)
                     fresh = chunk[max(0, skip - received) :] if received < skip else chunk
                     received += len(chunk)
                     if fresh:

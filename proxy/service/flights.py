@@ -22,6 +22,9 @@ class Flights(Generic[K, T]):
     def __len__(self) -> int:
         return len(self._running)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._running
+
     def join(
         self, key: K, start: Callable[[], Coroutine[Any, Any, T]]
     ) -> tuple[asyncio.Task[T], bool]:

@@ -3,16 +3,16 @@
 What is held lies in three places: negative answers in memory (for seconds), rendered forms in
 memory, snapshots in the store. One flight per name asks the upstream, whoever and however many want
 it. Here the order of things is told; when a copy may be served and what an answer changes is
-decided in `proxy.core.freshness`, what may be believed in `proxy.core.sparse`.
+decided in `proxy.core.freshness`, what may be believed in `proxy.service.belief`.
 """
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from proxy.core import sparse
-from proxy.core.answers import Absent, Answer, Found, Snapshot, Unchanged
+from proxy.core.answers import Answer, Found, Snapshot, Unchanged
 from proxy.core.events import (
     How,
     Kind,
@@ -41,6 +41,8 @@ from proxy.core.memory_tier import MemoryTier
 from proxy.core.names import index_path
 from proxy.ports import Clock, IndexStore, Observer, StateStore
 from proxy.service.admission import Admit, freely
+from proxy.service.belief import agree, believe
+from proxy.service.endpoint import Endpoint
 from proxy.service.flights import Flights, outcome
 from proxy.service.rendered import Rendered, render, with_snapshot
 from proxy.service.source import Source, patience
@@ -197,13 +199,22 @@ class Indexes:
         return IndexServed(landed.rendered, how, may_confirm=True)
 
     def _ask(
-        self, source: Source, name: str, look: _Look, admit: Admit = freely
+        self,
+        source: Source,
+        name: str,
+        look: _Look,
+        admit: Admit = freely,
+        *,
+        suffices: bool = True,
     ) -> tuple[asyncio.Task[_Landed], bool]:
-        """Join the flight for a name, or begin one: `look` is what its beginner found held."""
+        """Join the flight for a name, or begin one: `look` is what its beginner found held.
+
+        `suffices`: whether that would do for now.
+        """
 
         def begin() -> Coroutine[Any, Any, _Landed]:
             admit()
-            return self._fetch(source, name, look)
+            return self._fetch(source, name, look, suffices=suffices)
 
         return self._flights.join((source.name, name), begin)
 
@@ -222,7 +233,8 @@ class Indexes:
         if self._is_known_absent((source.name, name)):
             return None
         snapshot = seen.snapshot if seen is not None else None
-        task, _ = self._ask(source, name, _Look(seen, snapshot, _LONG_AGO), admit)
+        look = _Look(seen, snapshot, _LONG_AGO)
+        task, _ = self._ask(source, name, look, admit, suffices=False)
         landed = await outcome(task, None)
         return landed.rendered
 
@@ -263,7 +275,7 @@ class Indexes:
         self._negatives.discard(key)
         return False
 
-    async def _fetch(self, source: Source, name: str, look: _Look) -> _Landed:
+    async def _fetch(self, source: Source, name: str, look: _Look, *, suffices: bool) -> _Landed:
         """Ask the upstream for one name, and learn: the body of a flight.
 
         Where another flight has landed since its beginner looked, that is the answer.
@@ -277,15 +289,17 @@ class Indexes:
             return _Landed(None, unchanged=False)
         if held is not None and held != seen and is_fresh(held, source.terms, self._clock.now()):
             return _Landed(rendered, unchanged=True)
-        path = index_path(name)
-        answer = await self._asked(source, path, held, new_connection=False)
+        has_copy = suffices and is_usable(held, source.terms, self._clock.now())
+        ask = partial(self._asked, source, name, held, has_copy=has_copy)
+        answer = await ask(new_connection=False)
         if needs_second_opinion(held, answer):
-            answer = await self._asked(source, path, held, new_connection=True)
+            answer = await ask(new_connection=True)
         try:
-            await _believe(answer, name)
             learned = learn(held, answer, self._clock.now())
-        except (Misbehaved, UnaskedNotModified) as problem:
-            failure = _as_failure(source, name, problem)
+        except UnaskedNotModified:
+            failure = Misbehaved(
+                f"{source.name} said 304 for {name}, which was not asked with a validator"
+            )
             source.note_failure(Kind.INDEX, name, failure)
             raise failure from None
         if self._forgettings != forgettings and isinstance(answer, Unchanged):
@@ -295,15 +309,35 @@ class Indexes:
         return await self._settle(key, rendered, learned, unchanged=isinstance(answer, Unchanged))
 
     async def _asked(
-        self, source: Source, path: str, held: Snapshot | None, *, new_connection: bool
+        self,
+        source: Source,
+        name: str,
+        held: Snapshot | None,
+        *,
+        has_copy: bool,
+        new_connection: bool,
     ) -> Answer:
+        path = index_path(name)
+
+        async def attempt(endpoint: Endpoint) -> Answer:
+            answer = await endpoint.upstream.index_file(
+                path, validators_for(held, endpoint.mirror), new_connection=new_connection
+            )
+            if not isinstance(answer, Found):
+                return answer
+            try:
+                await believe(source, name, answer.body)
+                await agree(source, endpoint, name, held, answer.body)
+            except UpstreamFailure as failure:
+                failure.received_bytes = len(answer.body)
+                raise
+            return replace(answer, validators=replace(answer.validators, mirror=endpoint.mirror))
+
         return await source.ask(
             Kind.INDEX,
             path.rpartition("/")[2],
-            lambda: source.upstream.index_file(
-                path, validators_for(held), new_connection=new_connection
-            ),
-            has_copy=is_usable(held, source.terms, self._clock.now()),
+            attempt,
+            has_copy=has_copy,
             received_bytes=lambda answer: len(answer.body) if isinstance(answer, Found) else 0,
         )
 
@@ -382,26 +416,6 @@ class Indexes:
     async def close(self, patience_s: float) -> None:
         """Let running flights end, then end them."""
         await self._flights.close(patience_s)
-
-
-async def _believe(answer: Answer, name: str) -> None:
-    """Raise Misbehaved unless a body that came is this crate's index file."""
-    if isinstance(answer, Absent | Unchanged):
-        return
-    if len(answer.body) > _OFF_LOOP_BYTES:
-        problem = await asyncio.to_thread(sparse.check, answer.body, name)
-    else:
-        problem = sparse.check(answer.body, name)
-    if problem is not None:
-        raise Misbehaved(problem.reason)
-
-
-def _as_failure(source: Source, name: str, problem: Exception) -> Misbehaved:
-    if isinstance(problem, UnaskedNotModified):
-        return Misbehaved(
-            f"{source.name} said 304 for {name}, which was not asked with a validator"
-        )
-    return Misbehaved(f"{source.name} sent something else than the index file of {name}: {problem}")
 
 
 async def _render(snapshot: Snapshot) -> Rendered:

@@ -94,7 +94,7 @@ class Overviews:
         )
 
     def _state(self, source: Source, known: Known) -> UpstreamState:
-        troubles = (source.health.failing_since, source.crate_health.failing_since)
+        troubles = (source.first.index.failing_since, source.first.crates.failing_since)
         since = min((trouble for trouble in troubles if trouble is not None), default=None)
         return UpstreamState(
             name=source.name,

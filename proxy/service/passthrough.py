@@ -14,16 +14,17 @@ from proxy.core.answers import Absent
 from proxy.core.events import Kind, UpstreamReceived
 from proxy.core.failures import UpstreamFailure
 from proxy.ports import CrateBody, Observer
-from proxy.service.download import HOLD_BACK_BYTES
-from proxy.service.proof import disproven
+from proxy.service.download import HOLD_BACK_BYTES, Address
+from proxy.service.endpoint import Endpoint
+from proxy.service.proof import accuse, disproven
 from proxy.service.source import Source
 
 
 class Passage:
     """One transfer for one client: a `Body` that is read in order, once.
 
-    `disproved` is called with the failure when the bytes were not those of `digest`. How many there
-    were is told when the passage is closed.
+    `disproved` is called with the failure when the bytes were not those of `digest` and nobody else
+    could be asked. How many there were is told when the passage is closed.
     """
 
     def __init__(
@@ -31,17 +32,20 @@ class Passage:
         source: Source,
         observer: Observer,
         *,
-        url: str,
+        address: Address,
         digest: str,
         subject: str,
+        vouched_by: str,
         disproved: Callable[[UpstreamFailure], None],
     ) -> None:
         self._source = source
         self._observer = observer
-        self._url = url
+        self._address = address
         self._digest = digest
         self._subject = subject
+        self._vouched_by = vouched_by
         self._disproved = disproved
+        self._endpoint = source.first
         self._received_bytes = 0
         self._stack = AsyncExitStack()
         self._body: CrateBody | None = None
@@ -65,10 +69,12 @@ class Passage:
         if self.absent is None:
             await self._fill()
 
-    async def _ask(self) -> Absent | None:
-        body = await self._stack.enter_async_context(self._source.upstream.crate(self._url))
+    async def _ask(self, endpoint: Endpoint) -> Absent | None:
+        url = await self._address(endpoint)
+        body = await self._stack.enter_async_context(endpoint.upstream.crate(url))
         if isinstance(body, Absent):
             return body
+        self._endpoint = endpoint
         self._body = body
         self._chunks = body.chunks()
         return None
@@ -83,7 +89,9 @@ class Passage:
                 self._prove()
                 self._complete = True
             except UpstreamFailure as failure:
-                self._source.note_failure(Kind.CRATE, self._subject, failure)
+                self._source.note_failure(
+                    Kind.CRATE, self._subject, failure, endpoint=self._endpoint
+                )
                 raise
             else:
                 self._received_bytes += len(chunk)
@@ -98,15 +106,18 @@ class Passage:
         actual = self._hash.hexdigest()
         if actual == self._digest:
             return
+        elsewhere = accuse(self._source, self._endpoint, self._vouched_by)
         failure = disproven(
             self._source,
             self._observer,
+            sender=self._endpoint,
             subject=self._subject,
             expected=self._digest,
             actual=actual,
             content_type=self._body.content_type if self._body is not None else "",
         )
-        self._disproved(failure)
+        if not elsewhere:
+            self._disproved(failure)
         raise failure
 
     async def read(self, offset: int) -> bytes:

@@ -1,7 +1,8 @@
 """From what went wrong to what the client is told: the one table.
 
 Only an upstream's own authoritative word becomes 404, and that is not a failure and not here. An
-outage is 503 with `Retry-After: 5` (cargo obeys up to 10), a nonsensical answer 502, silence 504.
+outage is 503 with `Retry-After: 5` (cargo obeys up to 10), a nonsensical answer 502, silence 504,
+and 429 is our own limit on how often we ask.
 Bodies are one line of plain text: cargo prints the first 512 bytes of them.
 """
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from proxy.core.failures import (
+    Busy,
     Misbehaved,
     Offline,
     StoreFailure,
@@ -33,6 +35,8 @@ class Told:
 def told(failure: UpstreamFailure | StoreFailure) -> Told:
     """Translate a failure."""
     match failure:
+        case Busy():
+            return Told(429, retry=True, message=str(failure))
         case TimedOut():
             return Told(504, retry=False, message=str(failure))
         case Misbehaved():

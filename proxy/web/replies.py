@@ -15,7 +15,7 @@ from proxy.core.events import How
 from proxy.core.failures import StoreFailure, UpstreamFailure
 from proxy.core.negotiation import accepts_gzip
 from proxy.core.ranges import ByteRange, Unsatisfiable, parse_range
-from proxy.ports import ApiAnswer
+from proxy.service.api import ApiServed
 from proxy.service.crates import CrateServed
 from proxy.service.download import HOLD_BACK_BYTES
 from proxy.service.rendered import Rendered
@@ -51,16 +51,16 @@ def api_error(status: int, detail: str, how: How, *, retry: bool = False) -> web
     return response
 
 
-def api_answer(answer: ApiAnswer) -> web.Response:
+def api_answer(served: ApiServed) -> web.Response:
     """Pass on what a web API said."""
     return web.Response(
-        status=answer.status,
-        body=answer.body,
+        status=served.answer.status,
+        body=served.answer.body,
         headers={
             hdrs.SERVER: SERVER,
-            hdrs.CONTENT_TYPE: answer.content_type,
+            hdrs.CONTENT_TYPE: served.answer.content_type,
             hdrs.CACHE_CONTROL: "no-store",
-            X_CACHE: How.BYPASS.value,
+            X_CACHE: served.how.value,
             "X-Content-Type-Options": "nosniff",
         },
     )

@@ -249,7 +249,6 @@ class Rim:
     async def _api(
         self, request: web.Request, route: routes.ApiCall, registry: Registry, seen: _Seen
     ) -> web.Response:
-        seen.how = How.BYPASS
         if request.method not in _READING:
             seen.how = How.REFUSED
             return replies.api_error(
@@ -259,7 +258,7 @@ class Rim:
             )
         try:
             with self._gate.place(seen.client, registry.name):
-                answer = await self._journeys.api.get(
+                served = await self._journeys.api.get(
                     registry.source,
                     route.rest,
                     request.rel_url.raw_query_string,
@@ -269,11 +268,11 @@ class Rim:
             seen.how = How.ERROR
             said = told(failure)
             return replies.api_error(said.status, said.message, How.ERROR, retry=said.retry)
-        if answer is None:
+        if served is None:
             seen.how = How.REFUSED
             return replies.api_error(404, f"{registry.name} has no web API", How.REFUSED)
-        seen.sent_bytes = len(answer.body)
-        return replies.api_answer(answer)
+        seen.how, seen.sent_bytes = served.how, len(served.answer.body)
+        return replies.api_answer(served)
 
     async def _page(self, request: web.Request, path: str) -> web.StreamResponse:
         if path != "/" and self._admin_only_elsewhere:

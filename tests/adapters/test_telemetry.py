@@ -13,6 +13,7 @@ from proxy.core.events import (
     IndexSent,
     IntegrityFailed,
     Kind,
+    MirrorSetAside,
     NameRemoved,
     NameReturned,
     OlderCopyAccepted,
@@ -72,7 +73,7 @@ def telemetry() -> Telemetry:
     made = Telemetry(["crates-io", "all"], ["crates-io"], "9.9.9", ManualClock())
     made.watch_flights(lambda: 3)
     made.watch_connections({"http/1.1": lambda: 7})
-    made.watch_upstream("crates-io", lambda: True)
+    made.watch_upstream("crates-io", lambda: 1, lambda: 2, {"https://mirror.example/": lambda: 3})
     made.set_cache("blobs", used=10, entries=2, limit=100)
     return made
 
@@ -121,6 +122,7 @@ def test_no_event_adds_a_series(telemetry: Telemetry) -> None:
         OlderCopyAccepted("crates-io", "serde"),
         *(IntegrityFailed(where, "x", "a", "b") for where in ("upstream", "disk", "index")),
         StoreFailed("storing", "full"),
+        MirrorSetAside("crates-io", "https://mirror.example/", "it lied", 600.0),
         *(Evicted(reason, 1, 10) for reason in ("max_size", "min_free", "purge")),
     )
     for event in events:
@@ -197,6 +199,20 @@ def test_an_outage_is_one_warning_at_its_beginning_and_one_line_at_its_end(
         ("WARNING", "it is down; what is held is served"),
         ("INFO", "crates-io answers again, after 61 s"),
     ]
+
+
+def test_an_address_that_is_set_aside_is_an_error_with_its_reason_and_counted(
+    telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert value(telemetry, "set_aside_total", upstream="crates-io") == 0
+    telemetry.observe(MirrorSetAside("crates-io", "https://mirror.example/", "it lied", 600.0))
+    telemetry.observe(MirrorSetAside("crates-io", "", "it lied as well", 600.0))
+    assert value(telemetry, "set_aside_total", upstream="crates-io") == 2
+    mirror, own = [record.getMessage() for record in caplog.records]
+    assert "https://mirror.example/" in mirror
+    assert "600 s: it lied" in mirror
+    assert "crates-io" in own
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
 
 
 def test_a_removed_name_is_a_warning_and_a_refused_older_copy_is_not(

@@ -32,7 +32,8 @@ from proxy.adapters.egress import (
     GuardedResolver,
     tls_context,
 )
-from proxy.adapters.upstream import HttpUpstream, OfflineUpstream, UpstreamTerms
+from proxy.adapters.offline import OfflineUpstream
+from proxy.adapters.upstream import HttpUpstream, UpstreamTerms
 from proxy.core.addresses import AddressGuard, Origin
 from proxy.core.answers import NO_VALIDATORS, Absent, Found, Unchanged, Validators
 from proxy.core.failures import (

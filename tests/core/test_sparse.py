@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.sparse import check, checksums_of, versions_of
+from proxy.core.sparse import Agreement, check, checksums_of, compare, versions_of
 from tests.core import strategies as our
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -209,3 +209,61 @@ def test_build_metadata_that_a_registry_escapes_is_found() -> None:
     body = line("Foo", "1.0.0", A) + b"\n" + line("Foo", "1.0.0+x", B).replace(b"+", rb"\u002B")
     assert checksums_of(body, "Foo", "1.0.0+x") == (B,)
     assert checksums_of(body, "Foo", "1.0.0") == (A,)
+
+
+versions_given = st.dictionaries(
+    st.sampled_from(["1.0.0", "1.0.1", "2.0.0", "2.0.0+build"]),
+    st.sampled_from(["a", "b", "c"]),
+    max_size=4,
+)
+
+
+def body_of(checksums: dict[str, str], *, yanked: bool = False) -> bytes:
+    """Write an index file; each checksum is given as one of its digits."""
+    return b"".join(
+        json.dumps({"name": "serde", "vers": vers, "cksum": digit * 64, "yanked": yanked}).encode()
+        + b"\n"
+        for vers, digit in checksums.items()
+    )
+
+
+@given(versions_given, versions_given)
+def test_copies_are_compared_by_what_may_never_change(
+    held: dict[str, str], other: dict[str, str]
+) -> None:
+    agreement = compare(body_of(held), body_of(other, yanked=True))
+    if any(other.get(vers, digit) != digit for vers, digit in held.items()):
+        assert agreement is Agreement.CONTRADICTS
+    elif held.keys() - other.keys():
+        assert agreement is Agreement.BEHIND
+    else:
+        assert agreement is Agreement.AGREES
+
+
+@given(versions_given, st.booleans())
+def test_a_copy_agrees_with_itself_however_it_is_amended(
+    held: dict[str, str], yanked: bool
+) -> None:
+    assert compare(body_of(held), body_of(held, yanked=yanked)) is Agreement.AGREES
+    backwards = dict(reversed(held.items()))
+    assert compare(body_of(held), body_of(backwards)) is Agreement.AGREES
+
+
+@given(versions_given, versions_given)
+def test_to_contradict_is_mutual_and_to_be_ahead_is_to_agree(
+    held: dict[str, str], other: dict[str, str]
+) -> None:
+    there, back = compare(body_of(held), body_of(other)), compare(body_of(other), body_of(held))
+    assert (there is Agreement.CONTRADICTS) == (back is Agreement.CONTRADICTS)
+    assert compare(body_of(held), body_of(held | {"3.0.0": "d"})) is Agreement.AGREES
+
+
+def test_a_version_that_is_listed_twice_may_have_either_checksum() -> None:
+    twice = body_of({"1.0.0": "a"}) + body_of({"1.0.0": "b"})
+    assert compare(body_of({"1.0.0": "b"}), twice) is Agreement.AGREES
+    assert compare(body_of({"1.0.0": "c"}), twice) is Agreement.CONTRADICTS
+
+
+def test_lines_that_are_no_versions_are_left_out_of_the_comparison() -> None:
+    odd = b'{"future":1}\n\n{"name":"serde","vers":"9.0.0"}\n'
+    assert compare(odd + body_of({"1.0.0": "a"}), body_of({"1.0.0": "a"})) is Agreement.AGREES

@@ -6,9 +6,11 @@ of the story, so that a test compares what happened, in order, with what should 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
 
 from proxy.core.answers import Snapshot
 from proxy.core.events import (
@@ -16,6 +18,7 @@ from proxy.core.events import (
     Evicted,
     How,
     IntegrityFailed,
+    MirrorSetAside,
     NameRemoved,
     NameReturned,
     OlderCopyAccepted,
@@ -29,6 +32,8 @@ from proxy.core.failures import NoSuchCrate, StoreFailure, UpstreamFailure
 from proxy.core.freshness import Terms
 from proxy.core.room import Limits
 from proxy.service.crates import Crates, CrateServed
+from proxy.service.download import Address
+from proxy.service.endpoint import Endpoint
 from proxy.service.indexes import IndexAbsent, Indexes, IndexServed
 from proxy.service.source import Source
 from proxy.service.upstream_configs import UpstreamConfigs
@@ -38,6 +43,8 @@ from tests.world.crates import Package
 from tests.world.observer import Recorder
 from tests.world.registry import Registry
 from tests.world.upstream import ScriptedUpstream
+
+T = TypeVar("T")
 
 PUBLIC = Terms(fresh_for_s=60.0, stale_while_revalidate_s=60.0, stale_if_error_s=7 * 86400.0)
 INTERNAL = Terms(fresh_for_s=10.0, stale_while_revalidate_s=0.0, stale_if_error_s=7 * 86400.0)
@@ -75,6 +82,8 @@ def told(event: Event) -> str | None:
             return f"gave up on {event.subject}" + (", served stale" if event.served_stale else "")
         case UpstreamRecovered():
             return f"recovered after {event.failing_for_s:g} s"
+        case MirrorSetAside():
+            return f"set aside {event.mirror or event.upstream}"
         case NameRemoved():
             return f"{event.name} was removed"
         case NameReturned():
@@ -102,6 +111,15 @@ class Got:
     size_bytes: int | None
 
 
+def always(url: str) -> Address:
+    """Return what says that every endpoint has the file at `url`."""
+
+    async def address(_: Endpoint) -> str:
+        return url
+
+    return address
+
+
 class Scene:
     """One house with its journeys, and the world around it."""
 
@@ -116,6 +134,8 @@ class Scene:
         self.state = TroubledStateStore()
         self.blobs = TroubledBlobStore(limits, self.observer, self.clock)
         self.memory_bytes = memory_bytes
+        self.mirrors: list[ScriptedUpstream] = []
+        self._mirror_numbers = count(1)
         self.sources: dict[str, Source] = {}
         self.source = self.join(self.upstream, terms)
         self._served: list[CrateServed] = []
@@ -126,6 +146,29 @@ class Scene:
         source = Source(upstream, terms, self.clock, self.observer)
         self.sources[upstream.name] = source
         return source
+
+    def mirror(self, registry: Registry | None = None) -> ScriptedUpstream:
+        """Add a mirror of the first upstream, of the same contents unless it has its own.
+
+        Before anything is asked: the source is made anew.
+        """
+        name = f"mirror-{next(self._mirror_numbers)}"
+        self.mirrors.append(ScriptedUpstream(registry or self.registry, name))
+        mirrors = tuple((mirror_address(one), one) for one in self.mirrors)
+        self.source = Source(
+            self.upstream, self.source.terms, self.clock, self.observer, mirrors=mirrors
+        )
+        self.sources[self.upstream.name] = self.source
+        return self.mirrors[-1]
+
+    def endpoint(self, upstream: ScriptedUpstream) -> Endpoint:
+        """Return what is known of an address of the first upstream."""
+        return next(one for one in self.source.endpoints if one.upstream is upstream)
+
+    def everybody(self) -> list[ScriptedUpstream]:
+        """Return all who can be asked."""
+        upstreams = [one.upstream for source in self.sources.values() for one in source.endpoints]
+        return [one for one in upstreams if isinstance(one, ScriptedUpstream)]
 
     def open_house(self) -> None:
         """Make the journeys, with nothing in memory."""
@@ -145,7 +188,12 @@ class Scene:
         self.blobs.restart(clean=clean)
         for name, source in list(self.sources.items()):
             self.sources[name] = Source(
-                source.upstream, source.terms, self.clock, self.observer, source.offline
+                source.upstream,
+                source.terms,
+                self.clock,
+                self.observer,
+                source.offline,
+                source.mirrors,
             )
         self.source = self.sources[self.source.name]
         self.open_house()
@@ -157,10 +205,12 @@ class Scene:
         await self.configs.close()
 
     async def settle(self) -> None:
-        """Wait until nothing is under way any more."""
+        """Wait until nothing is under way any more; whoever waits for time gets it."""
         async with asyncio.timeout(600):
             while self.indexes.flights or self.crates.flights:
                 await asyncio.sleep(0.01)
+                if self.clock.sleeping:
+                    self.clock.advance(0.5)
         await turns()
 
     async def index(
@@ -227,8 +277,7 @@ class Scene:
 
     async def close(self) -> None:
         """End the scene; whatever is not given back then is a leak."""
-        for upstream in (source.upstream for source in self.sources.values()):
-            assert isinstance(upstream, ScriptedUpstream)
+        for upstream in self.everybody():
             upstream.heal()
         for points in (self.index_store.points, self.state.points, self.blobs.points):
             points.heal()
@@ -245,13 +294,27 @@ class Scene:
     def leaks(self) -> list[str]:
         """Name everything that is still held, open or running."""
         leaks = self.blobs.leaks()
-        for source in self.sources.values():
-            assert isinstance(source.upstream, ScriptedUpstream)
-            leaks += ["connection"] * source.upstream.open_bodies
+        for upstream in self.everybody():
+            leaks += ["connection"] * upstream.open_bodies
         leaks += ["download"] * self.crates.flights + ["index flight"] * self.indexes.flights
         here = asyncio.current_task()
         leaks += [str(task) for task in asyncio.all_tasks() if task is not here]
         return leaks
+
+
+def mirror_address(mirror: ScriptedUpstream) -> str:
+    """Return what a mirror is known by."""
+    return f"{mirror.url}/index/"
+
+
+async def advancing(scene: Scene, work: Awaitable[T]) -> T:
+    """Await, and let time pass for whoever sleeps."""
+    working = asyncio.ensure_future(work)
+    while not working.done():
+        await asyncio.wait({working}, timeout=0.01)
+        if scene.clock.sleeping:
+            scene.clock.advance(0.5)
+    return working.result()
 
 
 async def drained(served: CrateServed, offset: int = 0) -> bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.core.failures import ChecksumMismatch, StoreFailure, Unreachable, UpstreamFailure
 from proxy.ports import Named
 from proxy.service.download import HOLD_BACK_BYTES, Download, DownloadReader
-from tests.service.scene import Scene, one_scene, turns
+from tests.service.scene import Scene, always, one_scene, turns
 from tests.world.crates import sha256
 from tests.world.loop import play
 from tests.world.upstream import Shipment
@@ -32,9 +32,10 @@ def offering(scene: Scene, body: bytes, digest: str | None = None) -> Download:
         scene.source,
         scene.blobs,
         scene.observer,
-        url=scene.upstream.url + PATH,
+        address=always(scene.upstream.url + PATH),
         digest=sha256(body) if digest is None else digest,
         named=NAMED,
+        vouched_by="",
     )
 
 

@@ -18,7 +18,7 @@ from proxy.service.indexes import IndexServed
 from tests.service.scene import LARGE_BYTES, Scene, drained, one_scene, turns
 from tests.service.trouble import Points
 from tests.world.crates import Package, crate_file, sha256
-from tests.world.upstream import Shipment
+from tests.world.upstream import ScriptedUpstream, Shipment
 
 SERDE = Package("serde", "1.0.0")
 NEWER = Package("serde", "1.0.1")
@@ -133,6 +133,28 @@ async def spoiled(scene: Scene) -> None:
     scene.upstream.ship("/crates/*", Shipment(bend=lambda body: body[:-1] + b"!"))
 
 
+def mirrored(package: Package) -> Callable[[Scene], Awaitable[None]]:
+    """Have an upstream that cannot be reached, and a mirror."""
+
+    async def prepare(scene: Scene) -> None:
+        scene.mirror()
+        scene.publish(package)
+        scene.upstream.fail("*", lambda: Unreachable("crates-io cannot be reached"))
+
+    return prepare
+
+
+def lied_to(package: Package) -> Callable[[Scene], Awaitable[None]]:
+    """Have an upstream that cannot be reached, a mirror that lies, and one that does not."""
+
+    async def prepare(scene: Scene) -> None:
+        liar = scene.mirror()
+        await mirrored(package)(scene)
+        liar.ship("/crates/*", Shipment(bend=lambda body: body[:-1] + b"!"))
+
+    return prepare
+
+
 def index_now(scene: Scene) -> bytes:
     return scene.registry.index("serde")
 
@@ -153,6 +175,7 @@ def first_index(_: Scene) -> set[bytes]:
 
 
 COLD_CRATE = ("index", "config", "crate", "get", "put", "open", "draft", "write", "commit")
+LIED_TO = ("config", "crate", "draft", "write", "discard", "commit")
 JOURNEYS = [
     Journey("index", publishing(SERDE), index, index_now, ("index", "get", "put")),
     Journey("index confirmed", learned, index, index_now, ("index", "get", "confirm")),
@@ -181,6 +204,16 @@ JOURNEYS = [
         acceptable=lambda _: {ABSENT},
     ),
     Journey("crate lacking", lacking, crate(NEWER), of(NEWER), ("index", "get", "put", "crate")),
+    Journey("index of a mirror", mirrored(SERDE), index, index_now, ("index", "get", "put")),
+    Journey("small crate of a mirror", mirrored(SERDE), crate(SERDE), of(SERDE), COLD_CRATE),
+    Journey(
+        "large crate of a mirror",
+        mirrored(LARGE),
+        crate(LARGE),
+        of(LARGE),
+        (*COLD_CRATE, "body", "read"),
+    ),
+    Journey("wrong crate of a mirror", lied_to(SERDE), crate(SERDE), of(SERDE), LIED_TO),
     Journey("wrong crate", spoiled, crate(LARGE), of(LARGE), ("crate", "write", "discard")),
 ]
 PLACES = [
@@ -198,6 +231,11 @@ class Stop(Protocol):
         ...
 
 
+def asked_last(scene: Scene) -> ScriptedUpstream:
+    """Return the upstream, or its last mirror if it has some."""
+    return scene.mirrors[-1] if scene.mirrors else scene.upstream
+
+
 def points_of(scene: Scene, place: str) -> Points:
     """Return the store that `place` is in."""
     if place in ("get", "put", "confirm"):
@@ -210,9 +248,9 @@ def points_of(scene: Scene, place: str) -> Points:
 def fail_at(scene: Scene, place: str) -> None:
     """Let everything fail there."""
     if place in UPSTREAM:
-        scene.upstream.fail(UPSTREAM[place], lambda: Unreachable("crates-io broke off"))
+        asked_last(scene).fail(UPSTREAM[place], lambda: Unreachable("crates-io broke off"))
     elif place == "body":
-        scene.upstream.ship("/crates/*", Shipment(cut_after=150_000))
+        asked_last(scene).ship("/crates/*", Shipment(cut_after=150_000))
     else:
         points_of(scene, place).fail(place)
 
@@ -220,9 +258,9 @@ def fail_at(scene: Scene, place: str) -> None:
 def hang_at(scene: Scene, place: str) -> Stop:
     """Let everything hang there; returns what waits until somebody does."""
     if place in UPSTREAM:
-        return scene.upstream.hold(UPSTREAM[place]).arrived
+        return asked_last(scene).hold(UPSTREAM[place]).arrived
     if place == "body":
-        tap = scene.upstream.tap("/crates/*", chunk_bytes=50_000)
+        tap = asked_last(scene).tap("/crates/*", chunk_bytes=50_000)
         tap.let(3)
         return tap.is_dry
     return points_of(scene, place).hang(place).arrived
@@ -230,7 +268,8 @@ def hang_at(scene: Scene, place: str) -> Stop:
 
 def heal(scene: Scene) -> None:
     """Let everything go well."""
-    scene.upstream.heal()
+    for upstream in scene.everybody():
+        upstream.heal()
     for points in (scene.index_store.points, scene.state.points, scene.blobs.points):
         points.heal()
 
@@ -274,7 +313,7 @@ async def test_it_fails(journey: Journey, place: str) -> None:
         for outcome in await asyncio.gather(*clients, return_exceptions=True):
             assert_not_wrong(scene, journey, outcome)
         if place in UPSTREAM:
-            assert scene.upstream.paths(UPSTREAM[place])
+            assert asked_last(scene).paths(UPSTREAM[place])
         elif place != "body":
             assert points_of(scene, place).passed[place] > 0
         await assert_healed(scene, journey)

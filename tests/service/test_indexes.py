@@ -472,8 +472,8 @@ async def test_what_cannot_be_the_index_file_is_neither_served_nor_kept(
     if is_held:
         assert await scene.body("serde", insisting=True) == scene.registry.index("serde")
         assert scene.tell() == [
-            "asked for index: found",
-            "gave up on serde",
+            "asked for index: invalid",
+            "gave up on serde, served stale",
             "served serde: stale",
         ]
     else:

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable
 from typing import Any, Final
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -45,6 +46,7 @@ from proxy.service.crates import MISMATCH_REMEMBERED_S, CrateServed
 from proxy.service.housekeeping import Housekeeping
 from proxy.service.indexes import IndexAbsent, IndexServed
 from proxy.service.registry import Registry as Served
+from proxy.service.source import Source
 from tests.service.scene import PUBLIC, Scene, drained, turns
 from tests.world import faults
 from tests.world.crates import Package, sha256
@@ -87,8 +89,8 @@ class Witness(ScriptedUpstream):
     `opinions` are the connections, new or not, of the absences since the last body.
     """
 
-    def __init__(self, registry: Registry) -> None:
-        super().__init__(registry)
+    def __init__(self, registry: Registry, name: str = "crates-io") -> None:
+        super().__init__(registry, name)
         self.said: dict[str, Answer] = {}
         self.opinions: dict[str, list[bool]] = {}
 
@@ -124,33 +126,45 @@ class House(RuleBasedStateMachine):
         self.is_behind = False
 
     def run(self, work: Awaitable[Any]) -> Any:
-        """Let the loop go on until `work` is done; what else is under way goes on with it."""
+        """Let the loop go on until `work` is done; what else is under way goes on with it.
+
+        Whoever waits for time gets it: in the loop's time and the clock's.
+        """
 
         async def awaiting() -> Any:
-            return await work
+            working = asyncio.ensure_future(work)
+            while not working.done():
+                await asyncio.wait({working}, timeout=0.5)
+                if hasattr(self, "scene") and self.scene.clock.sleeping:
+                    self.scene.clock.advance(0.5)
+            return working.result()
 
         return self.runner.run(awaiting())
 
     @initialize(memory_bytes=st.sampled_from([0, 3000, 1 << 20]))
     def open(self, memory_bytes: int) -> None:
         async def make() -> Scene:
-            scene = Scene(memory_bytes=memory_bytes, limits=ROOM_FOR_A_FEW)
-            self.upstream = Witness(scene.registry)
-            self.upstream.patience_s = 15.0
-            scene.upstream = self.upstream
-            scene.source = scene.join(self.upstream, PUBLIC)
-            return scene
+            return self.make_scene(memory_bytes)
 
         self.scene: Scene = self.run(make())
         for name in NAMES[:-1]:
             self.publish(name, "1.0.0", "first")
+
+    def make_scene(self, memory_bytes: int) -> Scene:
+        """Make the house and its upstream."""
+        scene = Scene(memory_bytes=memory_bytes, limits=ROOM_FOR_A_FEW)
+        self.upstream = Witness(scene.registry)
+        self.upstream.patience_s = 15.0
+        scene.upstream = self.upstream
+        scene.source = scene.join(self.upstream, PUBLIC)
+        return scene
 
     def teardown(self) -> None:
         if hasattr(self, "scene"):
             try:
                 self.converge()
             finally:
-                self.run(self.scene.close())
+                self.runner.run(self.scene.close())
         self.runner.close()
 
     # What happens upstream
@@ -344,17 +358,26 @@ class House(RuleBasedStateMachine):
         self.wait(seconds)
         self.ask(list(NAMES), insisting=insisting)
 
+    def is_troubled(self) -> bool:
+        """Tell whether the upstream fails, or did so lately enough not to be pressed."""
+        return self.outage in OUTAGES or self.scene.source.is_failing()
+
     def ask_index(self, name: str, *, insisting: bool) -> None:
-        failing = self.outage in OUTAGES or self.scene.source.is_failing()
+        failing = self.is_troubled()
         held = self.scene.held(name.lower())
         try:
             served = self.run(self.scene.index(name.lower(), insisting=insisting))
         except UpstreamFailure:
-            assert self.outage in OUTAGES
+            assert self.may_fail(failing=failing)
             return
         if isinstance(served, IndexAbsent) and held is not None and held.body is not None:
             assert True in self.upstream.opinions[index_path(name)], "no second opinion"
         self.check_index(name, served, failing=failing, insisting=insisting)
+
+    def may_fail(self, *, failing: bool) -> bool:
+        """Tell whether there may be a failure; `failing` is what `is_troubled` said before."""
+        del failing
+        return self.outage is not None
 
     def check_index(
         self, name: str, served: IndexServed | IndexAbsent, *, failing: bool, insisting: bool
@@ -391,6 +414,7 @@ class House(RuleBasedStateMachine):
             self.download(name, vers, digest)
 
     def download(self, name: str, vers: str, digest: int | None) -> None:
+        failing = self.is_troubled()
         wanted: str | None = None
         if digest is not None:
             known = sorted(self.crates) or ["0" * 64]
@@ -405,7 +429,7 @@ class House(RuleBasedStateMachine):
             assert self.outage is not None or since <= MISMATCH_REMEMBERED_S or is_outdated
             return
         except UpstreamFailure:
-            assert self.outage is not None
+            assert self.may_fail(failing=failing)
             return
         if isinstance(served, NoSuchCrate):
             self.check_absent_crate(name, vers, wanted)
@@ -514,13 +538,75 @@ class House(RuleBasedStateMachine):
             assert sha256(data) == digest
 
 
-def test_whatever_happens_nothing_wrong_is_served_and_the_truth_comes_out() -> None:
+class MirroredHouse(House):
+    """The same with a mirror, which may be honest, behind, down, or send wrong bytes.
+
+    What a mirror's index says of a crate that nobody has asked for before is believed, so the
+    mirror does not lie there: that is for transcripts (`test_mirrors`).
+    """
+
+    def make_scene(self, memory_bytes: int) -> Scene:
+        scene = super().make_scene(memory_bytes)
+        self.mirror = Witness(scene.registry, "mirror")
+        self.mirror_lies = False
+        scene.source = Source(
+            self.upstream, PUBLIC, scene.clock, scene.observer, mirrors=(("m", self.mirror),)
+        )
+        scene.sources[scene.source.name] = scene.source
+        return scene
+
+    @rule(kind=st.sampled_from(["honest", "behind", "empty", "unreachable", "silent", "wrong"]))
+    def mirror_turns(self, kind: str) -> None:
+        self.mirror.heal()
+        self.mirror_lies = kind == "wrong"
+        registry = self.scene.registry
+        if kind in ("behind", "empty"):
+            # What is published from now on it does not have, or nothing at all.
+            registry = registry.copy() if kind == "behind" else Registry()
+        self.mirror.registry = registry
+        if kind == "unreachable":
+            self.mirror.fail("*", FAILURES[kind])
+        elif kind == "silent":
+            self.mirror.hold("*")
+        elif kind == "wrong":
+            self.mirror.ship("/crates/*", Shipment(bend=lambda body: body[:-1] + b"\x00!"))
+
+    def is_troubled(self) -> bool:
+        own = self.scene.source.first
+        return super().is_troubled() or own.index.failing_since is not None
+
+    def may_fail(self, *, failing: bool) -> bool:
+        return failing or super().may_fail(failing=failing)
+
+    def check_index(
+        self, name: str, served: IndexServed | IndexAbsent, *, failing: bool, insisting: bool
+    ) -> None:
+        if isinstance(served, IndexServed) and served.rendered.snapshot.validators.mirror:
+            body = served.rendered.identity
+            assert body in self.bodies[name.lower()]
+            said = self.mirror.said[index_path(name)]
+            assert isinstance(said, Found)
+            assert served.how != How.STALE or failing or not insisting
+            return
+        super().check_index(name, served, failing=failing, insisting=insisting)
+
+    def download(self, name: str, vers: str, digest: int | None) -> None:
+        aside = self.scene.source.first.is_aside(self.scene.clock.monotonic())
+        if self.mirror_lies or aside:
+            self.lied_at = self.scene.clock.monotonic()
+        super().download(name, vers, digest)
+
+
+@pytest.mark.parametrize(("house", "examples"), [(House, 300), (MirroredHouse, 150)])
+def test_whatever_happens_nothing_wrong_is_served_and_the_truth_comes_out(
+    house: type[House], examples: int
+) -> None:
     run_state_machine_as_test(
-        House,
+        house,
         settings=settings(
             derandomize=True,
             deadline=None,
-            max_examples=300,
+            max_examples=examples,
             stateful_step_count=30,
             suppress_health_check=list(HealthCheck),
             # What explains a failure takes longer than the failure.

@@ -10,7 +10,7 @@ NOTHING = Known({}, None, 0, None, 5.0, {}, {})
 def test_times_are_told_from_now(scene: Scene) -> None:
     source = scene.source
     at = scene.clock.now()
-    source.health.failed(scene.clock.monotonic())
+    source.first.index.failed(scene.clock.monotonic())
     known = Known(
         {source.name: at}, (4, 100, 1000), 5, at + 10, 5.0, {"a": Served(1)}, {"a": Served(2)}
     )
@@ -25,7 +25,7 @@ def test_times_are_told_from_now(scene: Scene) -> None:
 
 
 def test_trouble_with_crates_alone_is_trouble_too(scene: Scene) -> None:
-    scene.source.crate_health.failed(scene.clock.monotonic())
+    scene.source.first.crates.failed(scene.clock.monotonic())
     (upstream,) = Overviews([scene.source], lambda: NOTHING, scene.clock).now().upstreams
     assert upstream.failing_for_s == 0.0
     assert upstream.answered_ago_s is None

@@ -18,7 +18,7 @@ from proxy.core.failures import (
 )
 from proxy.service.download import HOLD_BACK_BYTES
 from proxy.service.passthrough import Passage
-from tests.service.scene import Scene, one_scene
+from tests.service.scene import Scene, always, one_scene
 from tests.world import faults
 from tests.world.crates import sha256
 from tests.world.loop import play
@@ -45,9 +45,10 @@ def passing(
     return Passage(
         scene.source,
         scene.observer,
-        url=scene.upstream.url + PATH,
+        address=always(scene.upstream.url + PATH),
         digest=sha256(body) if digest is None else digest,
         subject="serde 1.0.0",
+        vouched_by="",
         disproved=disproved,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from proxy.core.answers import Absent, Answer, Found, Unchanged, Validators
+from proxy.core.breaker import Breaker
 from proxy.core.events import Kind, UpstreamAsked, UpstreamFailed, UpstreamRecovered
 from proxy.core.failures import (
     Misbehaved,
@@ -17,7 +18,8 @@ from proxy.core.failures import (
     UpstreamFailure,
 )
 from proxy.core.retry import RetryBudget
-from proxy.service.source import Source
+from proxy.service.endpoint import Endpoint
+from proxy.service.source import ASKING_DEADLINE_S, Source
 from tests.service.scene import PUBLIC
 from tests.world.clock import ManualClock
 from tests.world.observer import Recorder
@@ -38,11 +40,15 @@ class Asking:
         self.each_takes_s = 0.0
         self._outcomes = list(outcomes)
 
-    async def attempt(self) -> Answer:
+    async def attempt(self, endpoint: Endpoint) -> Answer:
+        assert endpoint is self.source.first
         self.attempts += 1
         self.clock.advance(self.each_takes_s)
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
+            if isinstance(outcome, UpstreamFailure):
+                # Each is a failure of its own, and is told of once.
+                outcome.noted = False
             raise outcome
         return outcome
 
@@ -50,7 +56,6 @@ class Asking:
         self, *, has_copy: bool = False, deadline_s: Callable[[], float] | None = None
     ) -> Answer:
         """Ask, letting the clock go on whenever the source sleeps."""
-        more = {} if deadline_s is None else {"deadline_s": deadline_s}
         asking = asyncio.ensure_future(
             self.source.ask(
                 Kind.INDEX,
@@ -58,7 +63,7 @@ class Asking:
                 self.attempt,
                 has_copy=has_copy,
                 received_bytes=lambda answer: len(answer.body) if isinstance(answer, Found) else 0,
-                **more,
+                deadline_s=(lambda: ASKING_DEADLINE_S) if deadline_s is None else deadline_s,
             )
         )
         while not asking.done():
@@ -183,6 +188,8 @@ async def test_an_ailing_upstream_is_not_asked_many_times_over() -> None:
     asking = Asking(unreachable())
     asking.source.budget = RetryBudget(per_request=0.1, ceiling=4.0, tokens=4.0)
     for _ in range(40):
+        # The breaker is another thing.
+        asking.source.first.index = Breaker()
         with pytest.raises(Unreachable):
             await asking.ask()
     # 40 for their own sake; 4 retries that were saved up, and 4 that those earned.

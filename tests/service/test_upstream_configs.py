@@ -226,7 +226,7 @@ async def test_one_that_is_held_is_not_expected_however_old_it_is(scene: Scene) 
 
 
 async def test_none_is_expected_of_an_upstream_that_fails(scene: Scene) -> None:
-    scene.source.health.failed(scene.clock.monotonic())
+    scene.source.first.index.failed(scene.clock.monotonic())
     scene.configs.expect(scene.source)
     await turns()
     assert scene.upstream.paths() == []

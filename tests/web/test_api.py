@@ -1,5 +1,6 @@
 """The web API: reading is passed on, writing is declined in the form that cargo shows."""
 
+import asyncio
 import json
 
 import pytest
@@ -31,10 +32,31 @@ async def test_a_search_is_passed_on_with_its_query(
     assert asked.target == "/api/v1/crates?q=small&per_page=10&sort=a%20b%2Fc+d"
 
 
-async def test_nothing_of_it_is_kept(proxy: Proxy, upstream: RegistryServer) -> None:
-    for _ in range(3):
-        await proxy.ask(SEARCH)
-    assert upstream.count("/api/*") == 3
+async def test_what_crates_io_has_answered_is_kept_for_a_minute(
+    proxy: Proxy, upstream: RegistryServer
+) -> None:
+    answers = [await proxy.ask(SEARCH) for _ in range(3)]
+    assert [answer.how for answer in answers] == ["bypass", "hit", "hit"]
+    assert len({answer.body for answer in answers}) == 1
+    assert upstream.count("/api/*") == 1
+
+
+async def test_who_comes_behind_too_many_is_told_to_come_again(
+    proxy: Proxy, upstream: RegistryServer
+) -> None:
+    gate = upstream.hold("/api/*")
+    asking = [
+        asyncio.ensure_future(proxy.ask(f"/crates-io/api/v1/crates?q={number}"))
+        for number in range(24)
+    ]
+    done, waiting = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+    told = next(iter(done)).result()
+    assert (told.status, told.how, told.headers["retry-after"]) == (429, "error", "5")
+    assert details(told.body) == ["too many wait for the web API of crates-io already; try again"]
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    gate.release()
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500, 503])
@@ -92,7 +114,7 @@ async def test_an_outage_of_the_api_is_503_in_the_apis_own_form(
 ) -> None:
     await proxy.ask(SEARCH)
     upstream.stop()
-    answer = await proxy.ask(SEARCH)
+    answer = await proxy.ask(SEARCH + "&page=2")
     assert (answer.status, answer.how) == (503, "error")
     assert answer.headers["retry-after"] == "5"
     assert "crates-io cannot be reached" in details(answer.body)[0]

@@ -118,7 +118,7 @@ async def test_the_web_api_is_refused_in_its_own_form(
 ) -> None:
     proxy = await serve(upstream, limits={"client_misses": ONE_AN_HOUR})
     assert (await proxy.ask(SEARCH)).status == 200
-    answer = await proxy.ask(SEARCH)
+    answer = await proxy.ask(SEARCH + "-and-more")
     assert (answer.status, answer.how) == (429, "refused")
     assert int(answer.headers["retry-after"]) > 0
     (error,) = json.loads(answer.body)["errors"]

@@ -106,6 +106,16 @@ class Registry:
         self._downloads: dict[str, bytes] = {}
         self._changes = 0
 
+    def copy(self) -> "Registry":
+        """Return another one with the same contents, as a mirror has that falls behind."""
+        other = Registry(dl=self.dl, api=self.api, token=self.token)
+        with self._lock:
+            other._releases = {name: dict(each) for name, each in self._releases.items()}
+            other._history = {name: list(each) for name, each in self._history.items()}
+            other._overrides = dict(self._overrides)
+            other._changes = self._changes
+        return other
+
     def publish(self, *packages: Package) -> None:
         """Publish packages; a version that is there already is replaced where it stands."""
         for package in packages:
