@@ -98,7 +98,10 @@ class Offline(UpstreamFailure):
 
 
 class Spared(UpstreamFailure):
-    """It failed a moment ago, and is not asked again so soon. Tells what it failed with."""
+    """It failed a moment ago, and is not asked again so soon.
+
+    `last` is what it failed with; clients are told that, for nothing else is known.
+    """
 
     transient = False
     failing = False
@@ -106,7 +109,8 @@ class Spared(UpstreamFailure):
 
     def __init__(self, upstream: str, last: UpstreamFailure | None, wait_s: float) -> None:
         why = str(last) if last is not None else f"{upstream} could not answer"
-        super().__init__(f"{why}; asked again in {wait_s:.0f} s", retry_after_s=wait_s)
+        super().__init__(why, retry_after_s=wait_s)
+        self.last = last
 
 
 class Crowded(TimedOut):

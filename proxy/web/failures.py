@@ -13,6 +13,7 @@ from proxy.core.failures import (
     Busy,
     Misbehaved,
     Offline,
+    Spared,
     StoreFailure,
     TimedOut,
     Troubled,
@@ -34,6 +35,8 @@ class Told:
 
 def told(failure: UpstreamFailure | StoreFailure) -> Told:
     """Translate a failure."""
+    if isinstance(failure, Spared) and failure.last is not None:
+        failure = failure.last
     match failure:
         case Busy():
             return Told(429, retry=True, message=str(failure))

@@ -128,7 +128,7 @@ def test_a_certificate_that_the_upstream_does_not_take_is_named_by_its_key(
             answer = proxy.get(f"/{name}/index/un/se/unseen")
             assert answer.status == 503
             assert f"{name}: TLS failed: {words}" in answer.body.decode()
-            assert f"{name}: TLS failed: {words}" in proxy.stderr
+            proxy.has_logged(f"{name}: TLS failed: {words}")
             assert proxy.metric("breaker_state", upstream=name) == 1
             # Nothing comes of showing the same certificate again.
             assert proxy.metric("upstream_requests_total", upstream=name, kind="index") == 1

@@ -158,8 +158,10 @@ class Sender:
 
     async def _turn(self, stream: Stream) -> None:
         """Wait until the socket takes bytes. Raises ConnectionResetError if the stream is gone."""
-        if not self._writable.is_set():
-            await self._no_longer_than(self._stall()[0], stream, self._writable)
+        until = self._stall()[0]
+        while not self._writable.is_set():
+            # All who wait are woken together, and the first of them may fill the socket again.
+            await self._no_longer_than(until, stream, self._writable)
         if stream.gone:
             raise ConnectionResetError("the stream is gone")
 
