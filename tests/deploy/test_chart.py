@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from tests.conftest import Launch
-from tests.deploy.helm import IMAGE, Helm, Refused
+from tests.deploy.helm import IMAGE, Helm
 from tests.deploy.places import CHART, DOCKERFILE, EXAMPLES, merged, read_yaml
 from tests.deploy.release import (
     COMPANY,
@@ -99,27 +99,10 @@ def test_another_configuration_is_another_pod_and_another_label_is_not(helm: Hel
         template = helm.one("StatefulSet", values)["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/config"])
 
-    before = checksum({"config": COMPANY})
-    assert before == checksum({"config": COMPANY, "podLabels": {"a": "b"}})
-    assert before != checksum({"config": merged(COMPANY, {"log": {"level": "debug"}})})
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "cargo-token-in-plain-text",
-        {"value": "cargo-token-in-plain-text"},
-        {"env": "not a name: cargo-token-in-plain-text"},
-        {"env": "TOKEN", "file": "/run/secrets/holdfast/token"},
-        {},
-    ],
-)
-@pytest.mark.parametrize("key", ["token", "publish_token"])
-def test_a_secret_written_into_the_configuration_is_refused(
-    helm: Helm, key: str, secret: object
-) -> None:
-    with pytest.raises(Refused, match=f"upstreams/company/{key}"):
-        helm.objects({"config": {"upstreams": {"company": {key: secret}}}})
+    values = {"config": COMPANY, "existingSecret": "tokens"}
+    before = checksum(values)
+    assert before == checksum({**values, "podLabels": {"a": "b"}})
+    assert before != checksum(merged(values, {"config": {"log": {"level": "debug"}}}))
 
 
 def test_a_secret_of_the_environment_is_in_no_configmap(helm: Helm) -> None:
