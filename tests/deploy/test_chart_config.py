@@ -6,14 +6,20 @@ value of another form, are refused by the schema of the values, and nothing is s
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from typing import Any, Final
 
 import pytest
 
 from proxy.config_keys import key_shapes
-from tests.deploy.helm import Helm, Refused
-from tests.deploy.places import CHART, ROOT
+from tests.conftest import Launch
+from tests.deploy.helm import IMAGE, Helm, Refused
+from tests.deploy.places import CHART, ROOT, merged
+from tests.world.holdfast import COMMAND
+from tests.world.server import RegistryServer
 
 INDEX: Final = "sparse+https://packages.example.com/index/"
 PEM: Final = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMG\n-----END PRIVATE KEY-----\n"
@@ -133,3 +139,41 @@ def test_what_the_program_would_not_start_with_is_refused(
 ) -> None:
     with pytest.raises(Refused, match=where):
         helm.objects({"config": config})
+
+
+@pytest.mark.parametrize(
+    ("index", "code"), [(INDEX, 0), (INDEX.replace(".com/", ".com:99999/"), 2)]
+)
+def test_the_guides_lines_have_the_proxy_look_at_what_was_rendered(
+    helm: Helm, index: str, code: int
+) -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    (script,) = re.findall(r"configmap\.yaml \| (sed '.*') > holdfast\.toml", guide)
+    (check,) = re.findall(r"-- (holdfast config check .*) < holdfast\.toml", guide)
+    values = {"config": {"upstreams": {"company": {"index": index}}}}
+    rendered = "---\n# Source: x\n" + helm.files(merged(IMAGE, values))["configmap.yaml"]
+    taken = subprocess.run(
+        shlex.split(script), input=rendered, capture_output=True, text=True, check=True, timeout=30
+    )
+    command = [COMMAND, *shlex.split(check)[1:]]
+    done = subprocess.run(
+        command, input=taken.stdout, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == code, done.stderr
+    assert ("upstreams.company.index" in done.stderr) == bool(code)
+
+
+def test_the_guides_copy_of_the_state_can_be_made_while_it_serves(
+    upstream: RegistryServer, launch: Launch
+) -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    (script,) = re.findall(r'-- python -c "(import sqlite3 .*)"$', guide, re.MULTILINE)
+    proxy = launch({"crates-io": upstream})
+    script = script.replace("/var/lib/holdfast", str(proxy.state_dir))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    (proxy.state_dir / "state.copy").rename(proxy.state_dir / "restored.db")
+    proxy.stop()
+    for file in proxy.state_dir.glob("state.db*"):
+        file.unlink()
+    (proxy.state_dir / "restored.db").rename(proxy.state_dir / "state.db")
+    proxy.start()
