@@ -40,7 +40,8 @@ LABEL org.opencontainers.image.title="Holdfast" \
 
 # The account is a number alone, so that an orchestrator can tell that it is not root.
 RUN install -d -o 10001 -g 10001 -m 0700 /var/cache/holdfast /var/lib/holdfast \
-    && install -d -m 0755 /etc/holdfast
+    && install -d -m 0755 /etc/holdfast \
+    && echo '# Mount yours here: https://toml.io, with the keys of docs/configuration.md.' > /etc/holdfast/holdfast.toml
 
 # The same path as where it was built: a virtual environment does not move.
 COPY --from=build /opt/holdfast /opt/holdfast
@@ -50,6 +51,7 @@ COPY --from=build /opt/holdfast /opt/holdfast
 ENV PATH=/opt/holdfast/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    HOLDFAST_CONFIG=/etc/holdfast/holdfast.toml \
     HOLDFAST__SERVER__LISTEN='["0.0.0.0:8080", "[::]:8080"]' \
     HOLDFAST__SERVER__DRAIN=8s \
     HOLDFAST__CACHE__DIR=/var/cache/holdfast \

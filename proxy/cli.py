@@ -5,7 +5,9 @@ disk, another serve), unexpected errors included; 130 interrupted. What a comman
 standard output, what it says on the way to standard error.
 
 `verify`, `gc`, `purge` and `stats` ask a running `serve` through its control socket; with none
-running they hold the cache themselves for as long as they take.
+running they hold the cache themselves for as long as they take. They make no cache, and touch none
+of another user: `serve` could not use what they would leave there. Only `serve`, `config check` and
+`verify` need the secrets; the others run where these are not.
 """
 
 import asyncio
@@ -98,11 +100,14 @@ def _complain(message: str) -> None:
     typer.echo(f"holdfast: {message}", err=True)
 
 
-def _settings(config: Path | None, overrides: Overrides | None = None) -> Settings:
+def _settings(
+    config: Path | None, overrides: Overrides | None = None, *, secrets: bool = True
+) -> Settings:
     return load(
         config,
         os.environ,  # noqa: TID251 - here the environment comes in
         overrides or Overrides(),
+        secrets=secrets,
     )
 
 
@@ -172,8 +177,10 @@ def _announce(settings: Settings, urls: list[str]) -> None:
     base = None if settings.server.public_urls else _local(urls[0])
     for url in urls:
         typer.echo(f"holdfast {version.VERSION} is serving on {url}")
-    typer.echo()
-    typer.echo(cargo_config(settings, base, None))
+    if sys.stdout.isatty():
+        # For a person to paste. A journal has the output beside the log, whose lines are JSON.
+        typer.echo()
+        typer.echo(cargo_config(settings, base, None))
     sys.stdout.flush()
 
 
@@ -208,7 +215,7 @@ def config_show(*, config: ConfigOption = None, as_json: JsonOption = False) -> 
     with _exit_codes():
         from proxy.config_show import redacted, redacted_toml
 
-        settings = _settings(config)
+        settings = _settings(config, secrets=False)
         typer.echo(json.dumps(redacted(settings)) if as_json else redacted_toml(settings))
 
 
@@ -227,7 +234,7 @@ def config_cargo(
     with _exit_codes():
         from proxy.config_show import cargo_config
 
-        typer.echo(cargo_config(_settings(config), url, registry))
+        typer.echo(cargo_config(_settings(config, secrets=False), url, registry))
 
 
 @app.command()
@@ -253,7 +260,7 @@ def verify(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def gc(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Make room down to the limits."""
     with _exit_codes():
-        result = _operate(_settings(config), "gc", {})
+        result = _operate(_settings(config, secrets=False), "gc", {})
         typer.echo(json.dumps(result) if as_json else f"freed {result['freed_bytes']} bytes")
 
 
@@ -281,7 +288,7 @@ def purge(
             "all": everything,
             "soft": soft,
         }
-        result = _operate(_settings(config), "purge", arguments)
+        result = _operate(_settings(config, secrets=False), "purge", arguments)
         if as_json:
             typer.echo(json.dumps(result))
             return
@@ -300,7 +307,7 @@ def purge(
 def stats(*, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say what is stored and how it was used."""
     with _exit_codes():
-        result = _operate(_settings(config), "stats", {})
+        result = _operate(_settings(config, secrets=False), "stats", {})
         if as_json:
             typer.echo(json.dumps(result))
             return
@@ -353,5 +360,36 @@ async def _asked_or_done(
     try:
         return await ask(settings.cache.dir / SOCKET_NAME, operation, arguments, show_asked)
     except NobodyServes:
+        _expect_own_cache(settings.cache.dir)
         async with compose.house(settings, serving=False) as rooms:
             return await rooms.operations.perform(operation, arguments, show_done)
+
+
+def _expect_own_cache(directory: Path) -> None:
+    """Raise _Stop unless the cache is there and is this user's."""
+    from proxy.adapters.cache_dir import owner_of
+
+    owner, user = owner_of(directory), os.geteuid()
+    if owner is None:
+        message = (
+            f"there is no cache at {directory}, and nothing serves from there:"
+            " is this the right configuration? (--config FILE, or HOLDFAST_CONFIG)"
+        )
+        raise _Stop(COULD_NOT, message)
+    if owner != user:
+        message = (
+            f"the cache directory {directory} belongs to {_account(owner)}, and nothing serves from"
+            f" there: run this as {_account(owner)}, not as {_account(user)}, whose files would"
+            " keep serve from starting"
+        )
+        raise _Stop(COULD_NOT, message)
+
+
+def _account(user: int) -> str:
+    """Return the name of a user, or the number of one without a name."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"

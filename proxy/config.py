@@ -113,15 +113,22 @@ NO_OVERRIDES: Final = Overrides()
 
 
 def load(
-    path: Path | None, environ: Mapping[str, str], overrides: Overrides = NO_OVERRIDES
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Overrides = NO_OVERRIDES,
+    *,
+    secrets: bool = True,
 ) -> Settings:
-    """Read the configuration. Raises ConfigError, and nothing else, with all that is wrong."""
+    """Read the configuration. Raises ConfigError, and nothing else, with all that is wrong.
+
+    Without `secrets` they are left where they are, and are empty: for what asks no upstream.
+    """
     shapes, sources = key_shapes(), Sources()
     if path is not None:
         read_file(path, shapes, sources)
     read_environment(environ, shapes, sources)
     _override(sources, overrides)
-    reading = _Reading(sources, environ)
+    reading = _Reading(sources, environ if secrets else None)
     settings = reading.settings(offline=overrides.offline)
     if sources.problems or settings is None:
         raise ConfigError(tuple(dict.fromkeys(sources.problems)))
@@ -138,7 +145,7 @@ def _override(sources: Sources, overrides: Overrides) -> None:
 class _Reading:
     """One pass over the tree of raw values: every problem is noted, whatever else is wrong."""
 
-    def __init__(self, sources: Sources, environ: Mapping[str, str]) -> None:
+    def __init__(self, sources: Sources, environ: Mapping[str, str] | None) -> None:
         self._sources = sources
         self._environ = environ
 

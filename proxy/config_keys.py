@@ -94,8 +94,7 @@ def _access(value: object) -> Literal["open"]:
 
 
 def _token(value: object, info: ValidationInfo) -> Secret:
-    environ = info.context if isinstance(info.context, Mapping) else {}
-    return parse_secret(value, environ)
+    return parse_secret(value, info.context if isinstance(info.context, Mapping) else None)
 
 
 def _connections(value: object) -> int:

@@ -266,8 +266,11 @@ def write_tls(files: TlsFiles | None) -> dict[str, str] | None:
     return {"certificate": str(files.certificate), "key": str(files.key)}
 
 
-def parse_secret(value: object, environ: Mapping[str, str]) -> Secret:
-    """Read `{ env = "NAME" }` or `{ file = "PATH" }`, and what it leads to. Raises ValueRefused."""
+def parse_secret(value: object, environ: Mapping[str, str] | None) -> Secret:
+    """Read `{ env = "NAME" }` or `{ file = "PATH" }`, and what it leads to. Raises ValueRefused.
+
+    Without an environment the place alone is read, and the secret is empty.
+    """
     if isinstance(value, str):
         raise ValueRefused(
             "a secret is not written into the configuration:"
@@ -276,10 +279,13 @@ def parse_secret(value: object, environ: Mapping[str, str]) -> Secret:
     if not isinstance(value, dict) or len(value) != 1 or not value.keys() <= {"env", "file"}:
         raise ValueRefused('expected either { env = "NAME" } or { file = "PATH" }')
     if "file" in value:
-        return _secret_of_file(parse_path(value["file"]))
+        path = parse_path(value["file"])
+        return Secret(None, path, "") if environ is None else _secret_of_file(path)
     name = value["env"]
     if not isinstance(name, str) or _VARIABLE.fullmatch(name) is None:
         raise ValueRefused("expected the name of an environment variable in env")
+    if environ is None:
+        return Secret(name, None, "")
     if name not in environ:
         raise ValueRefused("the environment variable that env names is not set")
     return Secret(name, None, _header_value(environ[name], "the environment variable"))

@@ -127,6 +127,18 @@ class CacheDirectory:
         self.close()
 
 
+def owner_of(path: Path) -> int | None:
+    """Return the number of the user who serves from a directory; None if there is no directory.
+
+    That is who made the lock: a volume itself may be root's, and open to a group. Raises OSError.
+    """
+    with contextlib.suppress(OSError):
+        return (path / "lock").lstat().st_uid
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return path.stat().st_uid
+    return None
+
+
 def _write_format(path: Path, ours: Format) -> None:
     # A name of its own until it is whole: a half-written version would never be read again.
     draft = path / "format.draft"

@@ -8,11 +8,13 @@ from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
 
-def test_the_lines_printed_at_the_start_lead_cargo_to_the_port_that_the_kernel_chose(
+def test_the_lines_printed_on_a_terminal_lead_cargo_to_the_port_that_the_kernel_chose(
     desk: Desk, registry: Registry, upstream: RegistryServer, launch: Launch
 ) -> None:
     registry.publish(Package("wanted"))
     proxy = launch({"crates-io": upstream}, server={"listen": ["127.0.0.1:0"]})
+    proxy.stop()
+    proxy.start(terminal=True)
     where, _, lines = proxy.printed_until("index = ").partition("\n")
     assert f"127.0.0.1:{proxy.port}" not in where
     home = desk.configured_home(lines)

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 
 from tests.conftest import Launch
-from tests.deploy.helm import IMAGE, Helm, Refused
+from tests.deploy.helm import IMAGE, Helm
 from tests.deploy.places import CHART, DOCKERFILE, EXAMPLES, merged, read_yaml
 from tests.deploy.release import (
     COMPANY,
@@ -99,27 +99,10 @@ def test_another_configuration_is_another_pod_and_another_label_is_not(helm: Hel
         template = helm.one("StatefulSet", values)["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/config"])
 
-    before = checksum({"config": COMPANY})
-    assert before == checksum({"config": COMPANY, "podLabels": {"a": "b"}})
-    assert before != checksum({"config": merged(COMPANY, {"log": {"level": "debug"}})})
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "cargo-token-in-plain-text",
-        {"value": "cargo-token-in-plain-text"},
-        {"env": "not a name: cargo-token-in-plain-text"},
-        {"env": "TOKEN", "file": "/run/secrets/holdfast/token"},
-        {},
-    ],
-)
-@pytest.mark.parametrize("key", ["token", "publish_token"])
-def test_a_secret_written_into_the_configuration_is_refused(
-    helm: Helm, key: str, secret: object
-) -> None:
-    with pytest.raises(Refused, match=f"upstreams/company/{key}"):
-        helm.objects({"config": {"upstreams": {"company": {key: secret}}}})
+    values = {"config": COMPANY, "existingSecret": "tokens"}
+    before = checksum(values)
+    assert before == checksum({**values, "podLabels": {"a": "b"}})
+    assert before != checksum(merged(values, {"config": {"log": {"level": "debug"}}}))
 
 
 def test_a_secret_of_the_environment_is_in_no_configmap(helm: Helm) -> None:
@@ -197,7 +180,7 @@ def test_probes_and_metrics_find_the_port_that_is_listened_on(
     assert {address.port for address in read.server.listen} == {ports["http"]}
     assert read.server.admin_listen is not None
     assert read.server.admin_listen.port == ports["admin"]
-    assert (":" in read.server.admin_listen.host) == (family == "IPv6")
+    assert (":" in read.server.admin_listen.host) == (family != "IPv4")
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container(statefulset)[probe]["httpGet"]
         assert asked["port"] == "admin"
@@ -305,6 +288,30 @@ def test_the_notes_show_the_address_that_clients_use(helm: Helm) -> None:
     assert 'index = "sparse+http://demo-holdfast.builds.svc/crates-io/index/"' in inside
     outside = helm.files(merged(IMAGE, EVERYTHING))["NOTES.txt"]
     assert 'index = "sparse+https://crates.example.com/crates-io/index/"' in outside
+
+
+@pytest.mark.parametrize(
+    "public_url",
+    [
+        "https://crates.example.com/cargo",
+        ["http://demo-holdfast.builds.svc", "https://crates.example.com/cargo/"],
+    ],
+)
+def test_the_notes_show_the_path_of_the_public_address(helm: Helm, public_url: object) -> None:
+    values = {
+        "config": {"server": {"public_url": public_url}},
+        "ingress": {"enabled": True, "host": "crates.example.com"},
+    }
+    notes = helm.files(merged(IMAGE, values))["NOTES.txt"]
+    assert 'index = "sparse+https://crates.example.com/cargo/crates-io/index/"' in notes
+
+
+def test_alerts_lead_to_the_runbook_where_it_can_be_read(helm: Helm) -> None:
+    values = {"prometheusRule": {"enabled": True, "runbookUrl": "https://git.example.com/a.md"}}
+    for group in helm.one("PrometheusRule", values)["spec"]["groups"]:
+        for rule in group["rules"]:
+            expected = f"https://git.example.com/a.md#{rule['alert'].lower()}"
+            assert rule["annotations"]["runbook_url"] == expected
 
 
 def test_a_proxy_with_the_pods_variables_answers_the_pods_probes(

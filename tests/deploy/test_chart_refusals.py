@@ -8,6 +8,15 @@ from tests.deploy.helm import Helm, Refused
 from tests.deploy.places import merged
 from tests.deploy.release import EVERYTHING, environment
 
+INDEX: Final = "sparse+https://packages.example.com/index/"
+TOKEN: Final = {"file": "/run/secrets/holdfast/company-token"}
+
+
+def company(**keys: object) -> dict[str, Any]:
+    """Return values with one upstream, and no registry that says who may read it."""
+    return {"config": {"upstreams": {"company": {"index": INDEX, **keys}}}}
+
+
 REFUSALS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "no image": ({"image": {"repository": ""}}, "there is no published image"),
     "two processes on one cache": (
@@ -62,6 +71,36 @@ REFUSALS: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "the chart's variables": (
         {"env": [{"name": "HOLDFAST__CACHE__DIR", "value": "/data"}]},
         "/env/0/name",
+    ),
+    "a token's file that no Secret brings": (
+        merged(company(token=TOKEN), {"config": {"registries": {"company": {"access": "open"}}}}),
+        r"config\.upstreams\.company\.token\.file is below /run/secrets/holdfast.*existingSecret",
+    ),
+    "an authority that no Secret brings": (
+        company(ca_file="/run/secrets/holdfast/ca.pem"),
+        r"config\.upstreams\.company\.ca_file is below /run/secrets/holdfast",
+    ),
+    "a token's variable that is not set": (
+        company(token={"env": "COMPANY_TOKEN"}),
+        r"config\.upstreams\.company\.token\.env names a variable that env does not have",
+    ),
+    "a token that opens a registry to everyone, unsaid": (
+        {**company(token=TOKEN), "existingSecret": "tokens"},
+        r"config\.registries\.company\.access: .*write access: open",
+    ),
+    "a token that opens another name of the registry, unsaid": (
+        merged(
+            {**company(token=TOKEN), "existingSecret": "tokens"},
+            {
+                "config": {
+                    "registries": {
+                        "company": {"access": "open"},
+                        "other": {"upstreams": ["company"]},
+                    }
+                }
+            },
+        ),
+        r"config\.registries\.other\.access: upstreams\.company has a token",
     ),
     "a value that there is not": ({"replicaCount": 2}, "replicaCount"),
 }

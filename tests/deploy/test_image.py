@@ -157,6 +157,12 @@ def test_its_variables_are_a_configuration_and_its_volumes_are_what_is_written_t
         assert re.search(rf"-o {owner} -g {owner} -m 0700 [^&]*{place}", made)
 
 
+def test_a_configuration_that_is_mounted_is_read_and_without_one_there_is_an_empty_file() -> None:
+    place = environment(FINAL)["HOLDFAST_CONFIG"]
+    (written,) = re.findall(rf"echo '(.*)' > {place}", FINAL.instructions_text)
+    assert tomllib.loads(written) == {}
+
+
 def test_its_labels_are_the_projects() -> None:
     labels = dict(pair.split("=", 1) for pair in shlex.split(FINAL.last("LABEL").rest))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

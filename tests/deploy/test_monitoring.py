@@ -15,8 +15,9 @@ from tests.world.crates import Package
 from tests.world.registry import Registry
 from tests.world.server import RegistryServer
 
-# What Prometheus itself adds to every series.
-ADDED: Final = frozenset({"instance"})
+# What Prometheus, and its discovery in Kubernetes, add to every series; and a series of its own.
+ADDED: Final = frozenset({"job", "instance", "namespace", "pod"})
+OF_PROMETHEUS: Final = frozenset({"up"})
 
 
 def rules() -> list[dict[str, Any]]:
@@ -98,6 +99,8 @@ def test_what_is_asked_for_is_there(page: dict[str, dict[str, set[str]]]) -> Non
         assert asked.selected, where
         labels: set[str] = set(ADDED)
         for metric, matchers in asked.selected:
+            if metric in OF_PROMETHEUS:
+                continue
             assert metric in page, f"{where}: {metric}"
             labels |= page[metric].keys()
             for label, wanted in matchers.items():
@@ -174,9 +177,17 @@ def test_an_alert_says_what_is_wrong_and_where_to_read_on(rule: dict[str, Any]) 
     headings = re.findall(r"^## (\w+)$", (ROOT / document).read_text(), re.MULTILINE)
     assert anchor == rule["alert"].lower()
     assert rule["alert"] in headings
-    grouped = Asked(rule["expr"]).grouped
+    asked = Asked(rule["expr"])
+    # Without an aggregation a series keeps its labels.
+    grouped = asked.grouped if "sum" in rule["expr"] else ADDED
     for label in re.findall(r"\$labels\.(\w+)", notes["summary"] + notes["description"]):
         assert label in grouped, label
+
+
+def test_an_alert_tells_one_proxy_from_another() -> None:
+    for rule in rules():
+        for labels in re.findall(r"sum by \((.*?)\)", rule["expr"]):
+            assert set(labels.split(", ")) >= {"namespace", "pod", "instance"}, rule["alert"]
 
 
 def test_every_runbook_is_of_an_alert() -> None:

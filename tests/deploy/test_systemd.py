@@ -64,6 +64,7 @@ def test_a_reload_is_sighup_and_a_wrong_configuration_is_not_tried_for_ever() ->
     assert service("ExecReload") == "/bin/kill -HUP $MAINPID"
     assert service("Restart") == "on-failure"
     assert int(service("RestartPreventExitStatus")) == cli.USAGE
+    assert int(service("RestartSec")) >= 10
 
 
 def test_the_account_is_made() -> None:

@@ -8,8 +8,11 @@ that never listens, so that nobody takes it in between.
 Nothing of the machine's environment reaches the process.
 """
 
+import contextlib
 import http.client
 import json
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -120,23 +123,24 @@ class Holdfast:
         """The address of a registry's index as Cargo spells it."""
         return f"sparse+{self.url}/{registry}/index/"
 
-    def start(self, *, stderr: int | None = None) -> Self:
+    def start(self, *, stderr: int | None = None, terminal: bool = False) -> Self:
         """Start serving and wait until the process says so.
 
         `stderr` is a descriptor to have the log instead of the file that `stderr` and `log` read.
+        With `terminal`, standard output is one.
         """
         assert self._process is None, "already running"
-        with self._stderr_file.open("ab") as file:
+        ours, theirs = pty.openpty() if terminal else os.pipe()
+        with self._stderr_file.open("ab") as file, os.fdopen(theirs, "wb") as stdout:
             self._process = subprocess.Popen(
                 [COMMAND, "serve", "--config", str(self.config_file)],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=file if stderr is None else stderr,
                 text=True,
             )
-        assert self._process.stdout is not None
-        self._printed = _Printed(self._process.stdout)
+        self._printed = _Printed(os.fdopen(ours, encoding="utf-8"))
         self._printed.start()
         if SERVING not in self._printed.until(SERVING):
             self.kill()
@@ -302,7 +306,8 @@ class _Printed(threading.Thread):
             return self._text
 
     def run(self) -> None:
-        with self._stream:
+        # A terminal ends with an error, once nobody else has it open.
+        with self._stream, contextlib.suppress(OSError):
             for line in self._stream:
                 with self._changed:
                     self._text += line

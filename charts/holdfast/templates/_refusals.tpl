@@ -7,6 +7,7 @@ to do. Whether the configuration itself is good, only the proxy knows: `holdfast
 {{- fail "image.repository: there is no published image; build one from the Dockerfile, push it, and write its name here" -}}
 {{- end -}}
 {{- include "holdfast.refusals.config" . -}}
+{{- include "holdfast.refusals.secrets" . -}}
 {{- include "holdfast.refusals.replicas" . -}}
 {{- $server := default dict .Values.config.server -}}
 {{- $cache := default dict .Values.config.cache -}}
@@ -37,6 +38,36 @@ to do. Whether the configuration itself is good, only the proxy knows: `holdfast
 {{- $words := splitList "." $key -}}
 {{- if hasKey (default dict (index $.Values.config (first $words))) (last $words) -}}
 {{- fail (printf "config.%s is the chart's to set: %s" $key $instead) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+A secret that is not there, and one that would open a registry by oversight: the pod would not start.
+It always listens beyond its machine, so that whoever reaches it may read what a token opens.
+*/}}
+{{- define "holdfast.refusals.secrets" -}}
+{{- $upstreams := default dict .Values.config.upstreams -}}
+{{- $variables := list -}}
+{{- range .Values.env -}}{{- $variables = append $variables .name -}}{{- end -}}
+{{- range $name, $upstream := $upstreams -}}
+{{- $token := default dict $upstream.token -}}
+{{- range $key, $file := dict "token.file" $token.file "ca_file" $upstream.ca_file "client_cert" $upstream.client_cert "client_key" $upstream.client_key -}}
+{{- if and (not $.Values.existingSecret) (hasPrefix "/run/secrets/holdfast/" (default "" $file)) -}}
+{{- fail (printf "config.upstreams.%s.%s is below /run/secrets/holdfast, and nothing is there: write existingSecret, the Secret whose keys are files there" $name $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $token.env (not (has $token.env $variables)) -}}
+{{- fail (printf "config.upstreams.%s.token.env names a variable that env does not have: add it there with valueFrom.secretKeyRef, or use token.file" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $registries := dict -}}
+{{- range $name, $_ := $upstreams -}}{{- $_ := set $registries $name dict -}}{{- end -}}
+{{- range $name, $registry := merge (deepCopy (default dict .Values.config.registries)) $registries -}}
+{{- range $member := default (list $name) $registry.upstreams -}}
+{{- if and (default dict (index $upstreams $member)).token (not $registry.access) -}}
+{{- fail (printf "config.registries.%s.access: upstreams.%s has a token, and everyone who reaches the proxy could read what it opens. If they may (see networkPolicy.clients), write access: open" $name $member) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
